@@ -1,0 +1,9 @@
+"""Literal aliases used in signatures.  No numpy: formula and SQL modules import them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Method = Literal["REML", "ML"]
+Centering = Literal["none", "group", "grand"]
+Unseen = Literal["error", "population", "missing"]

@@ -1,0 +1,169 @@
+"""What a user may pass as data, and how it becomes a relation that a statement can read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sqlglot
+from sqlglot import exp
+from sqlglot.errors import ParseError, TokenError
+
+from mlsql.errors import DataError
+
+if TYPE_CHECKING:
+    import duckdb
+
+_READERS = {
+    ".parquet": "read_parquet",
+    ".pq": "read_parquet",
+    ".csv": "read_csv",
+    ".tsv": "read_csv",
+    ".csv.gz": "read_csv",
+    ".tsv.gz": "read_csv",
+    ".csv.zst": "read_csv",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Data that statements can read.
+
+    Attributes
+    ----------
+    label : str
+        What the user passed, for messages and result tables.
+    relation : sqlglot expression
+        For FROM.
+    frame : object or None
+        A frame to be registered under `frame_name` while statements run.
+    frame_name : str
+    duckdb_relation : DuckDB relation or None
+        A relation, on whose own connection statements must run; `frame_name` stands for it in them.
+    """
+
+    label: str
+    relation: exp.Expression
+    frame: Any = None
+    frame_name: str = ""
+    duckdb_relation: Any = None
+
+    @contextmanager
+    def attached(self, con: duckdb.DuckDBPyConnection) -> Iterator[None]:
+        """Make the frame visible to a connection while statements run."""
+        if self.frame is None:
+            yield
+            return
+        con.register(self.frame_name, self.frame)
+        try:
+            yield
+        finally:
+            con.unregister(self.frame_name)
+
+
+Exists = Callable[[exp.Expression], bool]
+
+
+def make_source(data: object, *, role: str, exists: Exists | None) -> Source:
+    """Turn what the user passed into a source.
+
+    Parameters
+    ----------
+    data : object
+        Path or glob of Parquet or CSV, table name, SQL text, or a frame (Polars, Arrow, pandas).
+    role : {"data", "level2"}
+    exists : callable or None
+        Tells whether a table expression exists on the user's connection; None without a connection.
+
+    Raises
+    ------
+    DataError
+        When the data are of no known kind, or the file or table does not exist.
+    """
+    if isinstance(data, os.PathLike):
+        return _file(os.fspath(data))
+    if isinstance(data, str):
+        return _text(data, role, exists)
+    module = type(data).__module__.split(".")[0]
+    kind = type(data).__name__
+    name = f"mlsql_{role}_{id(data):x}"
+    table = exp.Table(this=exp.to_identifier(name, quoted=True))
+    if kind == "DuckDBPyRelation":
+        return Source(data.alias, table, None, name, data)  # type: ignore[attr-defined]
+    if module == "polars" and kind == "LazyFrame":
+        # one streamed collection: the statements scan the data more than once
+        return Source("LazyFrame", table, data.collect(engine="streaming").to_arrow(), name)  # type: ignore[attr-defined]
+    if module == "polars" and kind == "DataFrame":
+        return Source("DataFrame", table, data.to_arrow(), name)  # type: ignore[attr-defined]
+    if module in ("pandas", "pyarrow") and kind in ("DataFrame", "Table"):
+        return Source(kind, table, data, name)
+    raise DataError(
+        f"{role} is a {type(data).__module__}.{kind}; pass a path, a table name or SQL text, a DuckDB relation, "
+        "a Polars DataFrame or LazyFrame, an Arrow table or a pandas frame"
+    )
+
+
+def _text(text: str, role: str, exists: Exists | None) -> Source:
+    if not text.strip():
+        raise DataError(f"{role} is an empty text")
+    table = exp.Table(this=exp.to_identifier(text, quoted=True))
+    if exists is not None and exists(table):
+        return Source(text, table)
+    dotted = _dotted(text)
+    if exists is not None and dotted is not None and exists(dotted):
+        return Source(text, dotted)
+    query = _query(text)
+    if query is not None:
+        return Source(" ".join(text.split()), query)
+    if _suffix(text) or Path(text).exists() or any(c in text for c in "*?["):
+        return _file(text)
+    if exists is None:
+        raise DataError(
+            f"{role} {text!r} is not a file that can be read (Parquet or CSV) and not SQL; "
+            "for a table of a database pass con= as well"
+        )
+    raise DataError(f"{role} {text!r} is not a table or view of the connection, not SQL, and not a Parquet or CSV file")
+
+
+def _dotted(text: str) -> exp.Table | None:
+    try:
+        table = exp.to_table(text, dialect="duckdb")
+    except (ParseError, TokenError, ValueError):
+        return None
+    for identifier in table.find_all(exp.Identifier):
+        identifier.set("quoted", True)
+    return table
+
+
+def _query(text: str) -> exp.Expression | None:
+    if text.lstrip().lstrip("(").split(maxsplit=1)[0].lower() not in ("select", "with", "from", "values", "pivot"):
+        return None
+    try:
+        tree = sqlglot.parse_one(text, dialect="duckdb")
+    except (ParseError, TokenError) as error:
+        raise DataError(f"data is not SQL that can be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(tree, exp.Query):
+        raise DataError(f"data must be one SELECT statement, found {type(tree).__name__.upper()}")
+    inner = tree.unnest() if isinstance(tree, exp.Subquery) else tree
+    return exp.Subquery(this=inner, alias=exp.TableAlias(this=exp.to_identifier("data", quoted=True)))
+
+
+def _suffix(path: str) -> str | None:
+    return next((s for s in sorted(_READERS, key=len, reverse=True) if path.lower().endswith(s)), None)
+
+
+def _file(path: str) -> Source:
+    path = os.path.expanduser(path)
+    suffix = _suffix(path)
+    remote = "://" in path
+    if suffix is None:
+        raise DataError(f"{path}: only Parquet and CSV files are read directly (.parquet, .csv, .tsv, .csv.gz); "
+                        "for other formats pass SQL text")
+    if not remote and not any(c in path for c in "*?[") and not Path(path).exists():
+        raise DataError(f"the file {path} does not exist")
+    reader = exp.Anonymous(this=_READERS[suffix], expressions=[exp.Literal.string(path)])
+    return Source(path, exp.Table(this=reader))

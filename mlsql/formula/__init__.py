@@ -1,0 +1,1 @@
+"""Text to `ModelSpec`, and back to equations.  No data, no arrays."""

@@ -1,0 +1,148 @@
+"""`Moments`: everything the model needs from the rows, group by group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from mlsql._arrays import Array, IntArray
+from mlsql.design.design import Design
+from mlsql.design.layout import moment_columns
+from mlsql.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Group-wise and pooled sums of pivoted columns.
+
+    S sources (products of level-1 values: the constant first, the outcome last), J groups.  Weighted sums when the
+    model has weights w, else w = 1.
+
+    Attributes
+    ----------
+    keys : pyarrow.Table
+        Key columns, J rows, in key order.
+    n : (J,) rows of each group
+    log_weights : float
+        Sum of log w over all rows.
+    sums : (S, J)  sum of w e_s; row 0 is the sum of w
+    products : (D, S, J)
+        Sum of w e_d e_s for the design's `per_group` sources d.
+    pooled : (S, S)
+        Sum of w e_s e_t over all rows.
+    means : (M, J)
+        Unweighted group means of the design's `means`, pivoted.
+    values : (G, J)
+        The design's group values, pivoted.
+    """
+
+    keys: pa.Table
+    n: IntArray
+    log_weights: float
+    sums: Array
+    products: Array
+    pooled: Array
+    means: Array
+    values: Array
+
+    @property
+    def n_rows(self) -> int:
+        """Rows in the analysis."""
+        return int(self.n.sum())
+
+    @property
+    def n_groups(self) -> int:
+        """Groups in the analysis."""
+        return len(self.n)
+
+
+def pack(design: Design, by_group: pa.Table, pooled: pa.Table | None) -> tuple[Moments, frozenset[str]]:
+    """Unpack the engine's answer.
+
+    Parameters
+    ----------
+    design : Design
+    by_group, pooled : pyarrow.Table
+        Answers of the moments queries, columns in the order of `moment_columns(design)`.
+
+    Returns
+    -------
+    moments : Moments
+    varying : frozenset of str
+        SQL of inputs that were taken to be constant within groups and are not: when not empty, the design must be
+        built again and the moments with it.
+
+    Raises
+    ------
+    DataError
+        When no complete row is left.
+    """
+    layout = moment_columns(design)
+    S, J = len(design.sources), by_group.num_rows
+    if J == 0:
+        raise DataError("no complete rows are left; the counts of missing values per column are in the survey")
+    columns = iter(by_group.columns[layout.n_keys :])
+    n = _integers(next(columns))
+    sums = np.empty((S, J))
+    sums[0], log_weights = n, 0.0
+    if layout.weighted:
+        sums[0] = _floats(next(columns))
+        log_weights = float(_floats(next(columns)).sum())
+    for s in layout.sums:
+        sums[s] = _floats(next(columns))
+    products = np.empty((len(design.per_group), S, J))
+    position = {s: d for d, s in enumerate(design.per_group)}
+    for d, s in enumerate(design.per_group):
+        products[d, 0] = sums[s]
+    for a, b in layout.products:
+        values = _floats(next(columns))
+        if a in position:
+            products[position[a], b] = values
+        if b in position:
+            products[position[b], a] = values
+    means = _means(design, sums, n, [_floats(next(columns)) for _ in layout.means])
+    groups: list[Array] = []
+    varying: set[str] = set()
+    for variable in layout.checked:
+        low, high = _floats(next(columns)), _floats(next(columns))
+        groups.append(low)
+        if np.any(low != high):
+            varying.add(variable.source)
+    groups += [_floats(next(columns)) for _ in layout.joined]
+    order = {v: i for i, v in enumerate((*layout.checked, *layout.joined))}
+    values = np.array([groups[order[v]] for v in design.group_values]).reshape(len(groups), J)
+    totals = _pooled(design, sums, products, pooled)
+    keys = by_group.select(list(range(layout.n_keys)))
+    return Moments(keys, n, log_weights, sums, products, totals, means, values), frozenset(varying)
+
+
+def _means(design: Design, sums: Array, n: IntArray, unweighted: list[Array]) -> Array:
+    index = {s: i for i, s in enumerate(design.sources)}
+    if not unweighted:
+        unweighted = [sums[index[(sql,)]] for sql in design.means]
+    return np.array([total / n for total in unweighted]).reshape(len(design.means), len(n))
+
+
+def _pooled(design: Design, sums: Array, products: Array, pooled: pa.Table | None) -> Array:
+    S = len(design.sources)
+    totals = np.zeros((S, S))
+    totals[0] = totals[:, 0] = sums.sum(axis=1)
+    for d, s in enumerate(design.per_group):
+        totals[s] = totals[:, s] = products[d].sum(axis=1)
+    if pooled is not None:
+        for (a, b), column in zip(moment_columns(design).pooled, pooled.columns, strict=True):
+            totals[a, b] = totals[b, a] = _floats(column)[0]
+    return totals
+
+
+def _floats(column: pa.ChunkedArray) -> Array:
+    return np.asarray(column.to_numpy(), dtype=np.float64)
+
+
+def _integers(column: pa.ChunkedArray) -> IntArray:
+    return cast("IntArray", np.asarray(column.to_numpy(), dtype=np.int64))

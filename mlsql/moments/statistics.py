@@ -1,0 +1,267 @@
+"""`Moments` and `Design` to the statistics of one model: Z'Z, Z'[X y] by group and [X y]'[X y], well scaled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations_with_replacement
+
+import numpy as np
+from scipy.linalg import block_diag, solve_triangular
+
+from mlsql._arrays import Array, IntArray
+from mlsql.design.design import Design, Part
+from mlsql.errors import DesignError
+from mlsql.moments.moments import Moments
+from mlsql.moments.shifts import Shifts
+
+COLLINEAR = 1e-10
+"""A column whose part not explained by those before it is below this share of its sum of squares is collinear.
+
+Sums of pivoted squares carry a relative error near 1e-15; what is left of a column after that much cancellation
+has five digits, and less than that is noise."""
+
+EMPTY = 1e-12
+"""A centred sum of squares below this share of the uncentred one is rounding: the group has no variation."""
+
+Pieces = list[tuple[int, Array | float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What a Gaussian likelihood needs; J groups, p fixed and q random columns.
+
+    X and Z are internal columns: pivoted, X scaled to unit mean square, each block of Z orthonormal on average.  The
+    deviance and everything reported are those of the user's columns; the transforms lead back.
+
+    Attributes
+    ----------
+    n : (J,) rows per group
+    ZtZ : (q, q, J)
+    ZtXy : (q, p+1, J)
+    XytXy : (p+1, p+1)
+    log_weights : float
+        Sum of log weights.
+    blocks : tuple of int
+        Sizes of the covariance blocks of Z, in order.
+    beta_transform : (p, p)
+        user beta = beta_transform @ internal beta, plus `y_shift` in the intercept.
+    u_transform : (q, q)
+        user u = u_transform @ internal u.
+    log_det_x : float
+        log|X_user' M X_user| - log|X' M X| for any M.
+    y_shift : float
+    intercept : int or None
+        Position of the intercept among the fixed columns.
+    """
+
+    n: IntArray
+    ZtZ: Array
+    ZtXy: Array
+    XytXy: Array
+    log_weights: float
+    blocks: tuple[int, ...]
+    beta_transform: Array
+    u_transform: Array
+    log_det_x: float
+    y_shift: float
+    intercept: int | None
+
+    @property
+    def n_rows(self) -> int:
+        """Rows."""
+        return int(self.n.sum())
+
+    @property
+    def n_groups(self) -> int:
+        """Groups, J."""
+        return len(self.n)
+
+    @property
+    def p(self) -> int:
+        """Fixed columns."""
+        return self.ZtXy.shape[1] - 1
+
+    @property
+    def q(self) -> int:
+        """Random columns."""
+        return self.ZtXy.shape[0]
+
+    def user_beta(self, beta: Array) -> Array:
+        """Coefficients of the user's columns."""
+        result: Array = self.beta_transform @ beta
+        if self.intercept is not None:
+            result[self.intercept] += self.y_shift
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class Collinear:
+    """A fixed column that is a linear combination of columns before it."""
+
+    name: str
+    explained_by: tuple[str, ...]
+
+
+def assemble(design: Design, moments: Moments) -> Statistics:
+    """Bring the moments into the model's own columns.
+
+    1. Expand every column into sums of the query times group-level factors.
+    2. Form Z'Z and Z'[X y] by group and [X y]'[X y] over all rows.
+    3. Scale X, orthonormalise each block of Z.
+
+    Raises
+    ------
+    DesignError
+        When a fixed or random column is zero or collinear with those before it.
+    """
+    shifts = Shifts(design, moments)
+    cross = _Cross(design, moments)
+    # 1
+    fixed = _pieces(shifts, design, design.fixed)
+    outcome: Pieces = [(len(design.sources) - 1, 1.0)]
+    if not design.has_intercept and design.outcome.pivot:
+        outcome.append((0, design.outcome.pivot))
+    columns = [*fixed, outcome]
+    random = [pieces for block in design.blocks for pieces in _pieces(shifts, design, block)]
+    # 2
+    q, p, J = len(random), len(fixed), moments.n_groups
+    ZtZ, ZtXy, XytXy = np.empty((q, q, J)), np.empty((q, p + 1, J)), np.empty((p + 1, p + 1))
+    for a, b in combinations_with_replacement(range(q), 2):
+        ZtZ[a, b] = ZtZ[b, a] = cross.by_group(random[a], random[b])
+    for a in range(q):
+        for f in range(p + 1):
+            ZtXy[a, f] = cross.by_group(random[a], columns[f])
+        empty = ZtZ[a, a] <= EMPTY * cross.magnitude(random[a])
+        ZtZ[a, :, empty] = 0.0
+        ZtZ[:, a, empty] = 0.0
+        ZtXy[a, :, empty] = 0.0
+    for f, g in combinations_with_replacement(range(p + 1), 2):
+        XytXy[f, g] = XytXy[g, f] = cross.pooled(columns[f], columns[g])
+    # 3
+    return _scaled(design, moments, shifts, ZtZ, ZtXy, XytXy)
+
+
+def collinear_columns(design: Design, moments: Moments) -> tuple[Collinear, ...]:
+    """Fixed columns that depend linearly on columns before them."""
+    shifts, cross = Shifts(design, moments), _Cross(design, moments)
+    fixed = _pieces(shifts, design, design.fixed)
+    p = len(fixed)
+    G, magnitude = np.empty((p, p)), np.empty(p)
+    for f, g in combinations_with_replacement(range(p), 2):
+        G[f, g] = G[g, f] = cross.pooled(fixed[f], fixed[g])
+    for f in range(p):
+        magnitude[f] = float(np.sum(cross.magnitude(fixed[f])))
+    names = [c.name for c in design.fixed.columns]
+    found: list[Collinear] = []
+    kept: list[int] = []
+    for f in range(p):
+        if G[f, f] <= EMPTY * magnitude[f]:
+            found.append(Collinear(names[f], ()))
+            continue
+        scale = np.sqrt(np.diag(G)[kept])
+        R = G[np.ix_(kept, kept)] / np.outer(scale, scale)
+        r = G[kept, f] / scale / np.sqrt(G[f, f])
+        coefficients = np.linalg.solve(R, r) if kept else np.zeros(0)
+        if kept and 1.0 - float(r @ coefficients) < COLLINEAR:
+            by = tuple(names[k] for k, c in zip(kept, coefficients, strict=True) if abs(c) > 1e-6)
+            found.append(Collinear(names[f], by))
+        else:
+            kept.append(f)
+    return tuple(found)
+
+
+class _Cross:
+    """Cross-products of columns given as pieces."""
+
+    def __init__(self, design: Design, moments: Moments) -> None:
+        self.moments = moments
+        self.position = {s: d for d, s in enumerate(design.per_group)}
+
+    def group(self, s: int, t: int) -> Array:
+        """(J,) sum of w e_s e_t in each group."""
+        if s == 0 or t == 0:
+            return self.moments.sums[s or t]
+        if s in self.position:
+            return self.moments.products[self.position[s], t]
+        return self.moments.products[self.position[t], s]
+
+    def by_group(self, left: Pieces, right: Pieces) -> Array:
+        total: Array = np.zeros(self.moments.n_groups)
+        for s, a in left:
+            for t, b in right:
+                total = total + np.multiply(a, b) * self.group(s, t)
+        return total
+
+    def pooled(self, left: Pieces, right: Pieces) -> float:
+        total = 0.0
+        for s, a in left:
+            for t, b in right:
+                factor = np.multiply(a, b)
+                total += float(factor * self.moments.pooled[s, t] if factor.ndim == 0 else factor @ self.group(s, t))
+        return total
+
+    def magnitude(self, pieces: Pieces) -> Array:
+        """(J,) sum of squares of the pieces one by one: the scale against which cancellation is judged."""
+        total: Array = np.zeros(self.moments.n_groups)
+        for s, a in pieces:
+            if s in self.position or s == 0:
+                total = total + np.multiply(a, a) * self.group(s, s)
+            else:
+                share = self.moments.pooled[s, s] / self.moments.n_rows
+                total = total + np.multiply(a, a) * share * self.moments.n
+        return total
+
+
+def _pieces(shifts: Shifts, design: Design, part: Part) -> list[Pieces]:
+    index = {s: i for i, s in enumerate(design.sources)}
+    return [
+        [(index[piece.monomial], shifts.multiplier(piece, part.pivoted)) for piece in pieces] for pieces in part.pieces
+    ]
+
+
+def _scaled(
+    design: Design, moments: Moments, shifts: Shifts, ZtZ: Array, ZtXy: Array, XytXy: Array
+) -> Statistics:
+    N, p = moments.n_rows, len(design.fixed.columns)
+    scale = np.append(np.sqrt(np.diag(XytXy)[:p] / N), 1.0)
+    transforms, roots, start = [], [], 0
+    for block in design.blocks:
+        stop = start + len(block.columns)
+        roots.append(_root(ZtZ[start:stop, start:stop].sum(axis=2) / N, block))
+        transforms.append(np.linalg.solve(shifts.to_user(block), np.linalg.inv(roots[-1]).T))
+        start = stop
+    inverse_root = block_diag(*[np.linalg.inv(r) for r in roots])
+    return Statistics(
+        n=moments.n,
+        ZtZ=np.einsum("ab,bcj,dc->adj", inverse_root, ZtZ, inverse_root, optimize=True),
+        ZtXy=np.einsum("ab,bfj->afj", inverse_root, ZtXy, optimize=True) / scale[:, None],
+        XytXy=XytXy / np.outer(scale, scale),
+        log_weights=moments.log_weights,
+        blocks=tuple(len(b.columns) for b in design.blocks),
+        beta_transform=np.linalg.solve(shifts.to_user(design.fixed), np.diag(1.0 / scale[:p])),
+        u_transform=block_diag(*transforms),
+        log_det_x=2.0 * float(np.log(scale[:p]).sum()),
+        y_shift=design.outcome.pivot,
+        intercept=next((i for i, c in enumerate(design.fixed.columns) if not c.variables), None),
+    )
+
+
+def _root(G: Array, block: Part) -> Array:
+    """Cholesky factor of a block's average Z'Z; refuses collinear columns."""
+    names = [c.name for c in block.columns]
+    scale = np.sqrt(np.diag(G))
+    for name, s in zip(names, scale, strict=True):
+        if not s > 0:
+            raise DesignError(f"random coefficient {name}: its column is zero in every row; leave it out")
+    R = G / np.outer(scale, scale)
+    factor = np.zeros_like(R)
+    for k in range(len(names)):
+        row = solve_triangular(factor[:k, :k], R[:k, k], lower=True) if k else np.zeros(0)
+        rest = R[k, k] - row @ row
+        if rest < COLLINEAR:
+            raise DesignError(
+                f"random coefficient {names[k]} is a linear combination of {', '.join(names[:k])} in every row; "
+                "leave it out"
+            )
+        factor[k, :k], factor[k, k] = row, np.sqrt(rest)
+    return factor * scale[:, None]

@@ -1,0 +1,1 @@
+"""Minimisation of the deviance: Newton steps inside a trust region, and exact treatment of the boundary."""

@@ -1,0 +1,1 @@
+"""Where text, engine and arrays meet: each public verb is one module."""

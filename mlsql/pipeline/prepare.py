@@ -1,0 +1,93 @@
+"""Sources and schema: what the user passed becomes relations, located columns and their types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlglot import exp
+
+from mlsql.design.schema import Candidate, Schema, classify, locate
+from mlsql.engine.duckdb import DuckDBEngine, Progress, open_engine
+from mlsql.engine.source import Source, make_source
+from mlsql.errors import DataError, FormulaError, QueryError
+from mlsql.formula.spec import ModelSpec
+from mlsql.sql.survey import Tables, types_step
+
+if TYPE_CHECKING:
+    import duckdb
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The data of a model: sources and the connection to read them on.
+
+    Attributes
+    ----------
+    rows : Source
+    level2 : Source or None
+    con : DuckDB connection or None
+        The user's; None for the process's own.
+    """
+
+    rows: Source
+    level2: Source | None
+    con: duckdb.DuckDBPyConnection | None
+
+    @property
+    def tables(self) -> Tables:
+        """Relations for the statements."""
+        return Tables(self.rows.relation, None if self.level2 is None else self.level2.relation)
+
+    @contextmanager
+    def engine(self, progress: Progress | None = None) -> Iterator[DuckDBEngine]:
+        """An engine that sees the sources."""
+        sources = [s for s in (self.rows, self.level2) if s is not None]
+        with open_engine(self.con, sources, progress) as engine:
+            yield engine
+
+
+def make_inputs(data: object, level2: object, con: Any) -> Inputs:
+    """Turn the user's data into sources."""
+    with open_engine(con, []) as engine:
+        exists = None if con is None else engine.exists
+        rows = make_source(data, role="data", exists=exists)
+        upper = None if level2 is None else make_source(level2, role="level2", exists=exists)
+    return Inputs(rows, upper, con)
+
+
+def make_schema(spec: ModelSpec, inputs: Inputs, engine: DuckDBEngine) -> Schema:
+    """Find every part of the model in the tables, and its type; no row is read.
+
+    Raises
+    ------
+    DataError, FormulaError, DesignError
+        When a column, a function or a type does not fit.
+    """
+    rows = engine.columns(inputs.rows, "data")
+    level2 = None if inputs.level2 is None else engine.columns(inputs.level2, "level2")
+    candidates, warnings = locate(spec, rows, level2)
+    found = []
+    for table, relation in (("rows", inputs.tables.rows), ("level2", inputs.tables.level2)):
+        chosen = [c for c in candidates if c.table == table]
+        if relation is not None and chosen:
+            types = _types(engine, relation, chosen)
+            found += [classify(c, t) for c, t in zip(chosen, types, strict=True)]
+    order = {(c.sql, c.role if c.role != "numeric" else "x", c.categorical): i for i, c in enumerate(candidates)}
+    found.sort(key=lambda i: min(p for (sql, _, _), p in order.items() if sql == i.sql))
+    return Schema(tuple(dict.fromkeys(found)), level2 is not None, warnings)
+
+
+def _types(engine: DuckDBEngine, relation: exp.Expression, candidates: list[Candidate]) -> list[str]:
+    try:
+        answer = engine.query(types_step(relation, candidates))
+    except QueryError as error:
+        for candidate in candidates:
+            try:
+                engine.query(types_step(relation, [candidate]))
+            except QueryError as single:
+                raise FormulaError(f"{candidate.name}: {str(single).split(': ', 1)[-1]}") from error
+        raise DataError(str(error)) from error
+    return [str(t) for t in answer.column("column_type").to_pylist()]

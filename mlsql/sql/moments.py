@@ -1,0 +1,157 @@
+"""The moments queries: sums and products by group, and the pooled products that need no group."""
+
+from __future__ import annotations
+
+from sqlglot import exp
+
+from mlsql.design.columns import Variable
+from mlsql.design.design import Design
+from mlsql.design.layout import MomentColumns, moment_columns
+from mlsql.sql.plan import Step
+from mlsql.sql.survey import Tables
+from mlsql.sql.syntax import aliased, as_double, column, name, present, scalar, shifted, times, total, unique
+
+
+def moments_steps(design: Design, tables: Tables) -> tuple[Step, ...]:
+    """The query by group and, in the lean layout, the pooled query."""
+    columns = moment_columns(design)
+    steps = [Step("moments by group", "one row per group: counts, sums, products", _by_group(design, columns, tables))]
+    if columns.pooled:
+        steps.append(Step("pooled moments", "one row: products that need no group", _pooled(design, columns, tables)))
+    return tuple(steps)
+
+
+def base_aliases(design: Design) -> dict[str, str]:
+    """The name of each pivoted base within the queries, by its SQL."""
+    taken = [k.name for k in design.keys]
+    return dict(zip([b.sql for b in design.bases], unique([b.name for b in design.bases], taken), strict=True))
+
+
+def value_aliases(design: Design) -> dict[Variable, str]:
+    """The name of each group value within the queries."""
+    taken = [*[k.name for k in design.keys], *base_aliases(design).values()]
+    names = unique([v.name for v in design.group_values], taken)
+    return dict(zip(design.group_values, names, strict=True))
+
+
+def model_rows(design: Design, tables: Tables, *, keys: bool) -> exp.Select:
+    """The complete rows with every base pivoted: the common table that both queries aggregate."""
+    aliases = base_aliases(design)
+    items = [aliased(scalar(k.sql), k.name) for k in design.keys] if keys else []
+    items += [aliased(shifted(as_double(b.sql, b.dtype), b.pivot), aliases[b.sql]) for b in design.bases]
+    if keys:
+        checked = [(v, label) for v, label in value_aliases(design).items() if v.origin == "rows"]
+        items += [aliased(shifted(as_double(v.sql, v.dtype), v.pivot), label) for v, label in checked]
+    weight = design.schema.weight
+    if weight is not None:
+        items.append(aliased(as_double(weight.sql, weight.dtype), WEIGHT))
+    query = exp.select(*items).from_(tables.rows.copy())
+    conditions = complete_rows(design)
+    if conditions:
+        query = query.where(*conditions)
+    return _matched(query, design, tables)
+
+
+WEIGHT = "mlsql weight"
+
+
+def complete_rows(design: Design) -> list[exp.Expression]:
+    """Conditions that a row has every value of the model; only on inputs that the survey found incomplete."""
+    inputs = design.schema.of_table("rows")
+    if design.survey is not None:
+        missing = design.survey.incomplete_inputs("rows")
+        inputs = tuple(i for i in inputs if i in missing)
+    return present(inputs)
+
+
+def complete_level2(design: Design, tables: Tables) -> exp.Select:
+    """The level-2 table's keys and pivoted values, complete rows only."""
+    assert tables.level2 is not None
+    values = value_aliases(design)
+    joined = [v for v in values if v.origin == "level2"]
+    inputs = [*design.schema.of_table("level2"), *design.keys]
+    return (
+        exp.select(
+            *[aliased(scalar(k.sql), k.name) for k in design.keys],
+            *[aliased(shifted(as_double(v.sql, v.dtype), v.pivot), values[v]) for v in joined],
+        )
+        .from_(tables.level2.copy())
+        .where(*present(inputs))
+    )
+
+
+def _matched(query: exp.Select, design: Design, tables: Tables) -> exp.Select:
+    """Keep rows whose group is in the level-2 table, when the survey met others."""
+    if tables.level2 is None:
+        return query
+    survey = design.survey
+    if survey is not None and survey.unmatched == 0 and not survey.incomplete_inputs("level2"):
+        return query
+    inputs = [*design.schema.of_table("level2"), *design.keys]
+    keys = exp.select(*[scalar(k.sql) for k in design.keys]).from_(tables.level2.copy()).where(*present(inputs))
+    left = scalar(design.keys[0].sql)
+    if len(design.keys) > 1:
+        left = exp.Tuple(expressions=[scalar(k.sql) for k in design.keys])
+    return query.where(exp.In(this=left, query=keys.subquery()))
+
+
+def _source_label(design: Design, index: int) -> str:
+    aliases = base_aliases(design)
+    return " * ".join(aliases[sql] for sql in design.sources[index])
+
+
+def _source_factors(design: Design, index: int) -> list[exp.Expression]:
+    aliases = base_aliases(design)
+    return [column(aliases[sql]) for sql in design.sources[index]]
+
+
+def _weighted(design: Design, factors: list[exp.Expression]) -> exp.Expression:
+    weight = [column(WEIGHT)] if design.schema.weight is not None else []
+    return total(times([*weight, *factors]))
+
+
+def _pair(design: Design, pair: tuple[int, int]) -> exp.Expression:
+    a, b = pair
+    label = f"{_source_label(design, a)} * {_source_label(design, b)}"
+    return aliased(_weighted(design, _source_factors(design, a) + _source_factors(design, b)), label)
+
+
+def _by_group(design: Design, columns: MomentColumns, tables: Tables) -> exp.Expression:
+    keys = [column(k.name) for k in design.keys]
+    aliases, values = base_aliases(design), value_aliases(design)
+    items: list[exp.Expression] = [*keys, aliased(exp.Count(this=exp.Star()), "n")]
+    if columns.weighted:
+        items += [
+            aliased(total(column(WEIGHT)), "sum of weights"),
+            aliased(total(exp.Ln(this=column(WEIGHT))), "sum of log weights"),
+        ]
+    items += [aliased(_weighted(design, _source_factors(design, s)), _source_label(design, s)) for s in columns.sums]
+    items += [_pair(design, pair) for pair in columns.products]
+    items += [aliased(total(column(aliases[sql])), f"unweighted {aliases[sql]}") for sql in columns.means]
+    for variable in columns.checked:
+        items.append(aliased(exp.Min(this=column(values[variable])), f"min of {values[variable]}"))
+        items.append(aliased(exp.Max(this=column(values[variable])), f"max of {values[variable]}"))
+    grouped = exp.select(*items).from_(name("model_rows")).group_by(*[k.copy() for k in keys])
+    rows = model_rows(design, tables, keys=True)
+    if not columns.joined:
+        return grouped.order_by(*[k.copy() for k in keys]).with_(name("model_rows"), as_=rows)
+    on = exp.and_(
+        *[exp.EQ(this=column(k.name, "group_moments"), expression=column(k.name, "level2")) for k in design.keys]
+    )
+    outer = (
+        exp.select(
+            exp.Column(this=exp.Star(), table=name("group_moments")),
+            *[column(values[v], "level2") for v in columns.joined],
+        )
+        .from_(name("group_moments"))
+        .join(exp.Table(this=name("level2")), on=on)
+        .order_by(*[column(k.name, "group_moments") for k in design.keys])
+    )
+    outer = outer.with_(name("model_rows"), as_=rows).with_(name("group_moments"), as_=grouped)
+    return outer.with_(name("level2"), as_=complete_level2(design, tables))
+
+
+def _pooled(design: Design, columns: MomentColumns, tables: Tables) -> exp.Expression:
+    items = [_pair(design, pair) for pair in columns.pooled]
+    rows = model_rows(design, tables, keys=False)
+    return exp.select(*items).from_(name("model_rows")).with_(name("model_rows"), as_=rows)
