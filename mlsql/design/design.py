@@ -114,7 +114,12 @@ class Design:
 
 
 def build_design(
-    spec: ModelSpec, schema: Schema, survey: Survey | None, *, varying: frozenset[str] = frozenset()
+    spec: ModelSpec,
+    schema: Schema,
+    survey: Survey | None,
+    *,
+    varying: frozenset[str] = frozenset(),
+    excluded: frozenset[str] = frozenset(),
 ) -> Design:
     """Make the design.
 
@@ -126,6 +131,8 @@ def build_design(
         Without one, pivots are 0 and every predictor of the rows counts as level 1.
     varying : frozenset of str
         SQL of inputs known to vary within groups beside those seen in the survey's preview.
+    excluded : frozenset of str
+        Names of fixed columns to leave out.
 
     Raises
     ------
@@ -138,7 +145,7 @@ def build_design(
         check_survey(schema, survey)
     facts = _facts(schema, survey, varying)
     variables = {atom: atom_variables(atom, schema, facts) for atom in spec.atoms}
-    fixed = code_terms(spec.fixed, variables)
+    fixed = tuple(c for c in code_terms(spec.fixed, variables) if c.name not in excluded)
     random = tuple(code_terms(b.terms, variables) for b in spec.random)
     fixed_part = _part(fixed, pivotable([fixed]))
     # a block can absorb a pivot only by itself, since its covariance matrix is its own

@@ -13,7 +13,7 @@ import duckdb
 from sqlglot import exp
 
 from mlsql.engine.source import Source
-from mlsql.errors import DataError, QueryError, QueryInterrupted
+from mlsql.errors import DataError, QueryError, QueryInterrupted, StoreError
 from mlsql.sql.plan import Step
 from mlsql.sql.syntax import render
 
@@ -61,21 +61,62 @@ class DuckDBEngine:
         QueryInterrupted
             When the user stopped it.
         """
-        sql = step.sql
         started = time.perf_counter()
-        with self._watched(step.name):
-            try:
-                answer = self.run(sql).to_arrow_table()
-            except duckdb.InterruptException as error:
-                raise QueryInterrupted(f"the query of step {step.name!r} was interrupted; nothing was written") from error
-            except (duckdb.Error, RuntimeError) as error:
-                if "interrupt" in str(error).lower():
-                    raise QueryInterrupted(
-                        f"the query of step {step.name!r} was interrupted; nothing was written"
-                    ) from error
-                raise QueryError(step.name, sql, _first_lines(error)) from error
+        with self._guarded(step.name, step.sql), self._watched(step.name):
+            answer = self.run(step.sql).to_arrow_table()
         self.log.append(Executed(step.name, time.perf_counter() - started, answer.num_rows))
         return answer
+
+    def create_table(self, table: exp.Table, step: Step, *, replace: bool) -> None:
+        """Make a table of a step's answer in one statement: all of it or nothing.
+
+        Raises
+        ------
+        StoreError
+            When the database cannot be written.
+        """
+        statement = exp.Create(this=table, kind="TABLE", expression=step.tree, replace=replace)
+        self._write(Step("write", step.purpose, statement))
+
+    def copy_to(self, step: Step, path: str, file_format: str) -> None:
+        """Write a step's answer to a file."""
+        target = exp.Literal.string(path)
+        setting = exp.CopyParameter(this=exp.var("FORMAT"), expression=exp.var(file_format.upper()))
+        statement = exp.Copy(this=exp.Subquery(this=step.tree), kind=False, files=[target], params=[setting])
+        self._write(Step("write", step.purpose, statement))
+
+    def _write(self, step: Step) -> None:
+        started = time.perf_counter()
+        with self._guarded(step.name, step.sql), self._watched(step.name):
+            answer = self.run(step.sql)
+            if answer is not None:
+                answer.fetchall()
+        self.log.append(Executed(step.name, time.perf_counter() - started, 0))
+
+    @contextmanager
+    def registered(self, label: str, table: pa.Table) -> Iterator[None]:
+        """A small result table made visible to statements."""
+        try:
+            self.con.register(label, table)
+        except duckdb.Error as error:
+            raise StoreError(f"the results cannot be brought to the connection: {_first_lines(error)}") from error
+        try:
+            yield
+        finally:
+            self.con.unregister(label)
+
+    @contextmanager
+    def _guarded(self, name: str, sql: str) -> Iterator[None]:
+        """Turn the engine's exceptions into mlsql's."""
+        try:
+            yield
+        except (duckdb.Error, RuntimeError) as error:
+            text = _first_lines(error)
+            if isinstance(error, duckdb.InterruptException) or "interrupted" in text.lower():
+                raise QueryInterrupted(f"the query of step {name!r} was interrupted; nothing was written") from error
+            if "read-only" in text:
+                raise StoreError(f"the database is read-only, nothing was written: {text}") from error
+            raise QueryError(name, sql, text) from error
 
     def columns(self, source: Source, role: str) -> dict[str, str]:
         """Names and types of a source's columns.

@@ -1,0 +1,68 @@
+"""mlsql: multilevel (hierarchical linear) models where the data live.
+
+Names are loaded when first used, so that `import mlsql` is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlsql.errors import DataError as DataError
+    from mlsql.errors import DesignError as DesignError
+    from mlsql.errors import FitError as FitError
+    from mlsql.errors import FormulaError as FormulaError
+    from mlsql.errors import MlsqlError as MlsqlError
+    from mlsql.errors import QueryError as QueryError
+    from mlsql.errors import QueryInterrupted as QueryInterrupted
+    from mlsql.errors import StoreError as StoreError
+    from mlsql.example import example_data as example_data
+    from mlsql.formula.describe import level_equations as level_equations
+    from mlsql.formula.spec import ModelSpec as ModelSpec
+    from mlsql.formula.spec import parse_model as parse_model
+    from mlsql.pipeline.fit import evaluate as evaluate
+    from mlsql.pipeline.fit import fit as fit
+    from mlsql.pipeline.fitted import Fit as Fit
+    from mlsql.pipeline.plan import plan as plan
+    from mlsql.sql.plan import Plan as Plan
+    from mlsql.status import Status as Status
+
+_HOME = {
+    "fit": "mlsql.pipeline.fit",
+    "evaluate": "mlsql.pipeline.fit",
+    "plan": "mlsql.pipeline.plan",
+    "parse_model": "mlsql.formula.spec",
+    "level_equations": "mlsql.formula.describe",
+    "example_data": "mlsql.example",
+    "Fit": "mlsql.pipeline.fitted",
+    "ModelSpec": "mlsql.formula.spec",
+    "Plan": "mlsql.sql.plan",
+    "Status": "mlsql.status",
+    "MlsqlError": "mlsql.errors",
+    "FormulaError": "mlsql.errors",
+    "DataError": "mlsql.errors",
+    "DesignError": "mlsql.errors",
+    "QueryError": "mlsql.errors",
+    "QueryInterrupted": "mlsql.errors",
+    "FitError": "mlsql.errors",
+    "StoreError": "mlsql.errors",
+}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("mlsql")
+    if name not in _HOME:
+        raise AttributeError(f"module 'mlsql' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*_HOME, "__version__"]

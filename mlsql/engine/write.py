@@ -1,0 +1,74 @@
+"""Result tables: rows of one fit replaced in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import duckdb
+from sqlglot import exp
+
+from mlsql.errors import StoreError
+from mlsql.sql.syntax import column, name, render
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+INCOMING = "mlsql_incoming"
+
+
+@dataclass(frozen=True, slots=True)
+class TableRows:
+    """Rows of one fit for one table; the first column is `fit_id`."""
+
+    table: str
+    rows: pa.Table
+
+
+def replace_rows(con: duckdb.DuckDBPyConnection, fit_id: str, tables: Sequence[TableRows]) -> None:
+    """Make the tables where they are missing and replace the fit's rows in all of them, or in none.
+
+    Joins a transaction that is already open on the connection; commits one of its own otherwise.
+
+    Raises
+    ------
+    StoreError
+        When the database cannot be written, or a table of that name has other columns; nothing is changed then.
+    """
+    own = _begin(con)
+    try:
+        for item in tables:
+            con.register(INCOMING, item.rows)
+            try:
+                for statement in _statements(item.table, fit_id):
+                    con.execute(render(statement))
+            finally:
+                con.unregister(INCOMING)
+        if own:
+            con.execute("COMMIT")
+    except BaseException as error:
+        if own:
+            con.execute("ROLLBACK")
+        if isinstance(error, duckdb.Error):
+            lines = " ".join(line.strip() for line in str(error).splitlines()[:2])
+            raise StoreError(f"the result tables cannot be written, nothing was changed: {lines}") from error
+        raise
+
+
+def _begin(con: duckdb.DuckDBPyConnection) -> bool:
+    try:
+        con.execute("BEGIN TRANSACTION")
+    except duckdb.TransactionException:
+        return False
+    return True
+
+
+def _statements(table: str, fit_id: str) -> list[exp.Expression]:
+    target = exp.Table(this=name(table))
+    incoming = exp.select("*").from_(name(INCOMING))
+    return [
+        exp.Create(this=target, kind="TABLE", exists=True, expression=incoming.copy().limit(0)),
+        exp.delete(target.copy()).where(exp.EQ(this=column("fit_id"), expression=exp.Literal.string(fit_id))),
+        exp.Insert(this=target.copy(), expression=incoming, by_name=True),
+    ]

@@ -1,0 +1,204 @@
+"""`fit` and `evaluate`: from data to estimates."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mlsql._arrays import Array
+from mlsql._typing import Method
+from mlsql.engine.duckdb import Progress
+from mlsql.errors import FitError
+from mlsql.formula.spec import ModelSpec, parse_model
+from mlsql.likelihood.covariance import Covariance
+from mlsql.likelihood.gaussian import Deviance
+from mlsql.moments.statistics import Statistics, assemble
+from mlsql.optimise.search import optimise
+from mlsql.pipeline.analysis import Analysis, analyse
+from mlsql.pipeline.fitted import Fit
+from mlsql.pipeline.prepare import make_inputs
+from mlsql.results.advice import advice
+from mlsql.results.estimates import Estimates
+from mlsql.status import Status
+
+if TYPE_CHECKING:
+    import duckdb
+
+
+def fit(
+    formula: str | ModelSpec,
+    data: object,
+    *,
+    method: Method = "REML",
+    con: duckdb.DuckDBPyConnection | None = None,
+    level2: object = None,
+    weights: str | None = None,
+    groups: str | None = None,
+    drop_collinear: bool = False,
+    max_evaluations: int = 200,
+    progress: Progress | None = None,
+) -> Fit:
+    """Fit a two-level model; the rows stay where they are.
+
+    Parameters
+    ----------
+    formula : str or ModelSpec
+        lme4's grammar, `mathach ~ ses + (ses | school)`, or level equations with `groups`.
+    data : path, table name, SQL text, or frame
+        Path or glob of Parquet or CSV; with `con` also a table name or SQL text; a DuckDB relation; a Polars
+        DataFrame or LazyFrame; an Arrow table; a pandas frame.
+    method : {"REML", "ML"}
+        Restricted or full maximum likelihood.
+    con : DuckDB connection, optional
+        Where table names are looked up and queries run.  Nothing is written to it.
+    level2 : like data, optional
+        A second table with one row per group and the same key columns; joined after aggregation.
+    weights : str, optional
+        Column or SQL expression of positive precision weights: Var(e_i) = sigma2 / w_i.  Centring uses unweighted
+        means.
+    groups : str, optional
+        Grouping column(s) of level equations, `"school"` or `"country:school"`.
+    drop_collinear : bool
+        Leave out fixed columns that depend linearly on earlier ones instead of refusing them.
+    max_evaluations : int
+        Limit for the optimiser, over all starts.
+    progress : callable, optional
+        Called with a step's name and the share done while a query runs.
+
+    Returns
+    -------
+    Fit
+
+    Raises
+    ------
+    FormulaError, DataError, DesignError, QueryError, FitError
+
+    Examples
+    --------
+    >>> import mlsql
+    >>> fit = mlsql.fit("mathach ~ group_center(ses) + (group_center(ses) | school)", mlsql.example_data("hsb"))
+    >>> round(fit.deviance, 3), fit.status.label
+    (46714.234, 'converged')
+    """
+    spec = _spec(formula, method, weights, groups)
+    _check_limit(max_evaluations)
+    inputs = make_inputs(data, level2, con)
+    analysis = analyse(spec, inputs, drop_collinear=drop_collinear, progress=progress)
+    assembled = time.perf_counter()
+    statistics = assemble(analysis.design, analysis.moments)
+    started = time.perf_counter()
+    found = optimise(Deviance(statistics, spec.method), max_evaluations=max_evaluations)
+    seconds = {**analysis.seconds, "optimise": time.perf_counter() - started}
+    seconds["pack"] += started - assembled
+    estimates = Estimates(
+        design=analysis.design,
+        moments=analysis.moments,
+        statistics=statistics,
+        L=Covariance(statistics.blocks).factor(found.theta),
+        evaluation=found.evaluation,
+        status=found.status,
+        converged=found.converged,
+        singular=found.singular,
+        evaluations=found.evaluations,
+        promised=found.promised,
+    )
+    return _fit(estimates, analysis, inputs, seconds)
+
+
+def evaluate(
+    formula: str | ModelSpec,
+    data: object,
+    *,
+    T: Array | Sequence[Sequence[float]] | float,
+    sigma2: float,
+    method: Method = "REML",
+    con: duckdb.DuckDBPyConnection | None = None,
+    level2: object = None,
+    weights: str | None = None,
+    groups: str | None = None,
+) -> Fit:
+    """Everything a fit gives, at variance components that you choose: how printed tables are checked.
+
+    Parameters
+    ----------
+    formula, data, method, con, level2, weights, groups
+        As for `fit`.
+    T : (q, q) array, or a number for one random coefficient
+        Covariance matrix of the random coefficients, in the formula's order; symmetric, positive semidefinite, zero
+        between blocks of `||`.
+    sigma2 : float
+        Level-1 variance, positive.
+
+    Raises
+    ------
+    FitError
+        When T or sigma2 are not variances.
+
+    Examples
+    --------
+    >>> import mlsql
+    >>> book = mlsql.evaluate("mathach ~ 1 + (1 | school)", mlsql.example_data("hsb"), T=8.61, sigma2=39.15)
+    >>> book.fixed_effects["estimate"].round(2).to_list()
+    [12.64]
+    """
+    spec = _spec(formula, method, weights, groups)
+    inputs = make_inputs(data, level2, con)
+    analysis = analyse(spec, inputs)
+    started = time.perf_counter()
+    statistics = assemble(analysis.design, analysis.moments)
+    L = _given_factor(statistics, np.atleast_2d(np.asarray(T, dtype=np.float64)), sigma2)
+    evaluation = Deviance(statistics, spec.method).at(L, sigma2=sigma2)
+    singular = bool(np.any(np.diag(L) == 0.0))
+    estimates = Estimates(
+        analysis.design, analysis.moments, statistics, L, evaluation, Status.GIVEN, False, singular, 1, float("nan")
+    )
+    return _fit(estimates, analysis, inputs, {**analysis.seconds, "optimise": time.perf_counter() - started})
+
+
+def _spec(formula: str | ModelSpec, method: Method, weights: str | None, groups: str | None) -> ModelSpec:
+    if isinstance(formula, str):
+        return parse_model(formula, method=method, weights=weights, groups=groups)
+    if weights is not None or groups is not None or method not in (formula.method, "REML"):
+        raise FitError("a ModelSpec carries its own method, weights and groups; give them to parse_model")
+    return formula
+
+
+def _fit(estimates: Estimates, analysis: Analysis, inputs: object, seconds: Mapping[str, float]) -> Fit:
+    warnings = (*analysis.warnings, *advice(estimates))
+    return Fit(estimates, inputs, analysis.plan, analysis.dropped, warnings, dict(seconds))  # type: ignore[arg-type]
+
+
+def _given_factor(statistics: Statistics, T: Array, sigma2: float) -> Array:
+    q = statistics.q
+    if T.shape != (q, q):
+        raise FitError(f"T has shape {T.shape}, but the model has {q} random coefficients: it must be ({q}, {q})")
+    if not (np.isfinite(sigma2) and sigma2 > 0):
+        raise FitError(f"sigma2 is {sigma2}; a level-1 variance is a positive number")
+    if not np.allclose(T, T.T, rtol=1e-10, atol=0) or not np.all(np.isfinite(T)):
+        raise FitError("T must be symmetric and finite")
+    inverse = np.linalg.inv(statistics.u_transform)
+    Lambda = inverse @ T @ inverse.T / sigma2
+    scale = np.abs(np.diag(Lambda)).max(initial=0.0)
+    covariance = Covariance(statistics.blocks)
+    outside = np.ones((q, q), dtype=np.bool_)
+    for s in covariance.slices:
+        outside[s, s] = False
+        values = np.linalg.eigvalsh(Lambda[s, s])
+        if values[0] < -1e-8 * scale:
+            raise FitError(
+                f"T is not a covariance matrix: its block {T[s, s].tolist()} has a negative eigenvalue; a correlation "
+                "is beyond +-1 or a variance negative"
+            )
+    if np.any(np.abs(T[outside]) > 0):
+        raise FitError("T has covariances between coefficients that the formula keeps apart with ||; they must be 0")
+    theta = covariance.theta_of(Lambda)
+    theta[np.abs(theta) < 1e-10 * np.sqrt(scale)] = 0.0
+    return covariance.factor(theta)
+
+
+def _check_limit(max_evaluations: int) -> None:
+    if max_evaluations < 2:
+        raise FitError(f"max_evaluations is {max_evaluations}; at least 2 are needed")

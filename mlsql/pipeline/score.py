@@ -1,0 +1,236 @@
+"""Predictions and residuals: the group table goes to the database, the rows stay there."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from scipy.linalg import block_diag, cholesky
+from sqlglot import exp
+
+from mlsql._arrays import Array
+from mlsql._typing import Unseen
+from mlsql.design.columns import Variable
+from mlsql.design.design import Design, Part
+from mlsql.engine.duckdb import DuckDBEngine
+from mlsql.errors import DataError, StoreError
+from mlsql.moments.shifts import Shifts
+from mlsql.pipeline.prepare import Inputs, make_inputs
+from mlsql.results.effects import conditional_variance, eb_residuals, least_squares, shrunken_design
+from mlsql.results.estimates import Estimates
+from mlsql.sql import scoring
+from mlsql.sql.plan import Step
+from mlsql.sql.syntax import name
+
+if TYPE_CHECKING:
+    import duckdb
+    import polars as pl
+
+Build = Callable[[scoring.ScoreQuery], exp.Expression]
+
+
+def score_predictions(
+    estimates: Estimates,
+    inputs: Inputs,
+    data: object,
+    *,
+    into: str | None,
+    con: duckdb.DuckDBPyConnection | None,
+    level2: object,
+    unseen: Unseen,
+    replace: bool,
+) -> pl.DataFrame | None:
+    """See `Fit.predict`."""
+    if unseen not in ("error", "population", "missing"):
+        raise DataError(f"unseen is {unseen!r}; it is 'error', 'population' or 'missing'")
+    if data is None:
+        if level2 is not None:
+            raise DataError("level2 belongs to new data; pass data as well")
+        chosen = inputs if con is None else Inputs(inputs.rows, inputs.level2, con)
+    else:
+        chosen = make_inputs(data, level2, con if con is not None else inputs.con)
+        if estimates.design.schema.has_level2 and level2 is None:
+            raise DataError("the model uses a level2 table; new data need their level2= too")
+    return _score(estimates, chosen, scoring.prediction_query, scoring.PREDICTION_COLUMNS, into, unseen, replace)
+
+
+def score_residuals(
+    estimates: Estimates,
+    inputs: Inputs,
+    *,
+    into: str | None,
+    con: duckdb.DuckDBPyConnection | None,
+    replace: bool,
+) -> pl.DataFrame | None:
+    """See `Fit.residuals`."""
+    chosen = inputs if con is None else Inputs(inputs.rows, inputs.level2, con)
+    return _score(estimates, chosen, scoring.residual_query, scoring.RESIDUAL_COLUMNS, into, "missing", replace)
+
+
+def _score(
+    estimates: Estimates,
+    inputs: Inputs,
+    build: Build,
+    added: Sequence[str],
+    into: str | None,
+    unseen: Unseen,
+    replace: bool,
+) -> pl.DataFrame | None:
+    """Run a scoring query.
+
+    1. Check the data's columns.
+    2. Bring the group table to the engine; with unseen="error", refuse groups it does not have.
+    3. Return the rows, or write them in one statement.
+    """
+    design = estimates.design
+    with inputs.engine() as engine:
+        # 1
+        columns = engine.columns(inputs.rows, "data")
+        _require(design, columns, added)
+        # 2
+        with _registered(engine, _group_table(estimates)) as groups:
+            query = scoring.ScoreQuery(
+                _model(estimates), inputs.tables.rows, groups, inputs.tables.level2, tuple(columns), unseen == "population"
+            )
+            if unseen == "error":
+                _refuse_unseen(engine, query)
+            # 3
+            step = Step("score", "predictions or residuals of every row", build(query))
+            if into is None:
+                import polars as pl
+
+                frame = pl.from_arrow(engine.query(step))
+                assert isinstance(frame, pl.DataFrame)
+                return frame
+            _write(engine, step, into, replace, inputs)
+            return None
+
+
+def _write(engine: DuckDBEngine, step: Step, into: str, replace: bool, inputs: Inputs) -> None:
+    if into.lower().endswith((".parquet", ".csv")):
+        _write_file(engine, step, into, replace)
+        return
+    if inputs.con is None and inputs.rows.duckdb_relation is None:
+        raise StoreError(f"into={into!r} is a table: pass con=, the connection to make it on; or a path ending in .parquet")
+    table = exp.Table(this=name(into))
+    if not replace and engine.exists(table):
+        raise StoreError(f"the table {into!r} exists; choose another name or pass replace=True")
+    engine.create_table(table, step, replace=replace)
+
+
+def _write_file(engine: DuckDBEngine, step: Step, into: str, replace: bool) -> None:
+    """Write beside the target and move into place, so that an interruption leaves no half file."""
+    target = Path(into).expanduser()
+    if target.exists() and not replace:
+        raise StoreError(f"the file {into} exists; choose another name or pass replace=True")
+    if not target.parent.exists():
+        raise StoreError(f"the folder {target.parent} does not exist; make it first")
+    handle, partial = tempfile.mkstemp(dir=target.parent, suffix=target.suffix)
+    os.close(handle)
+    try:
+        engine.copy_to(step, partial, "parquet" if target.suffix.lower() == ".parquet" else "csv")
+        os.replace(partial, target)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+
+
+@contextmanager
+def _registered(engine: DuckDBEngine, table: pa.Table) -> Iterator[exp.Expression]:
+    label = f"mlsql_groups_{id(table):x}"
+    with engine.registered(label, table):
+        yield exp.Table(this=name(label))
+
+
+def _refuse_unseen(engine: DuckDBEngine, query: scoring.ScoreQuery) -> None:
+    answer = engine.query(Step("unseen groups", "rows of groups that the fit did not see", scoring.unseen_query(query)))
+    rows, groups = (int(column[0].as_py()) for column in answer.columns)
+    if rows:
+        raise DataError(
+            f"{rows:,} rows belong to {groups:,} groups that the fit did not see; pass unseen='population' to predict "
+            "them as new groups, or unseen='missing' to leave them NULL"
+        )
+
+
+def _require(design: Design, columns: dict[str, str], added: Sequence[str]) -> None:
+    have = {c.lower() for c in columns}
+    twice = [a for a in added if a in have]
+    if twice:
+        raise DataError(f"the data have a column called {twice[0]!r} already; select other columns or rename it")
+    for item in design.schema.of_table("rows"):
+        if item.role not in ("key", "numeric", "factor"):
+            continue
+        for used in exp.maybe_parse(item.sql, dialect="duckdb").find_all(exp.Column):
+            if used.parts[0].name.lower() not in have:
+                raise DataError.unknown_column(used.parts[0].name, columns, f"to predict, {item.name} is needed")
+
+
+@dataclass(frozen=True, slots=True)
+class _Pivoted:
+    """Transforms from the internal columns to the pivoted ones that the query computes in.
+
+    Attributes
+    ----------
+    beta : (p, p)
+    u : (q, q)
+    """
+
+    beta: Array
+    u: Array
+
+
+def _pivoted(estimates: Estimates) -> _Pivoted:
+    design, stats = estimates.design, estimates.statistics
+    shifts = Shifts(design, estimates.moments)
+    random = block_diag(*[shifts.to_user(block) for block in design.blocks])
+    return _Pivoted(shifts.to_user(design.fixed) @ stats.beta_transform, random @ stats.u_transform)
+
+
+def _model(estimates: Estimates) -> scoring.ScoreModel:
+    design, shifts, pivoted = estimates.design, Shifts(estimates.design, estimates.moments), _pivoted(estimates)
+    V = pivoted.beta @ estimates.evaluation.beta_covariance @ pivoted.beta.T
+    root = pivoted.u @ estimates.L
+    return scoring.ScoreModel(
+        design=design,
+        fixed_shifts=_constants(design.fixed, shifts),
+        random_shifts=tuple(_constants(block, shifts) for block in design.blocks for _ in block.columns),
+        beta=tuple((pivoted.beta @ estimates.evaluation.beta).tolist()),
+        constant=design.outcome.pivot if design.has_intercept else 0.0,
+        root=tuple(tuple(row) for row in cholesky(V, lower=False).tolist()),
+        T=tuple(tuple(row) for row in (estimates.sigma2 * root @ root.T).tolist()),
+        sigma=float(np.sqrt(estimates.sigma2)),
+        means=design.means,
+    )
+
+
+def _constants(part: Part, shifts: Shifts) -> dict[Variable, float]:
+    """What the part's basis subtracts from each variable that is not centred within groups."""
+    variables = {v for c in part.columns for v in c.variables if v.centering != "group"}
+    return {v: v.pivot if v in part.pivoted else shifts.user_shift(v) for v in variables}
+
+
+def _group_table(estimates: Estimates) -> pa.Table:
+    """One row per group: keys, effects, and what the standard errors need, in the pivoted columns."""
+    design, moments, pivoted = estimates.design, estimates.moments, _pivoted(estimates)
+    u = eb_residuals(estimates, pivoted.u)
+    ols = least_squares(estimates, pivoted.u).u
+    K = conditional_variance(estimates, pivoted.u)
+    C = shrunken_design(estimates, pivoted.u, pivoted.beta)
+    columns: dict[str, Any] = {scoring.key_name(i): column for i, column in enumerate(moments.keys.columns)}
+    for a in range(estimates.statistics.q):
+        columns[scoring.effect_name("u", a)] = u[a]
+        columns[scoring.effect_name("ols", a)] = pa.array(ols[a], from_pandas=True)
+        for f in range(C.shape[1]):
+            columns[scoring.effect_name("C", a, f)] = C[a, f]
+        for b in range(a + 1):
+            columns[scoring.effect_name("K", a, b)] = K[a, b]
+    pivots = {b.sql: b.pivot for b in design.bases}
+    for i, sql in enumerate(design.means):
+        columns[scoring.effect_name("mean", i)] = moments.means[i] + pivots[sql]
+    return pa.table(columns)

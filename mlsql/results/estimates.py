@@ -1,0 +1,115 @@
+"""`Estimates`: an evaluation of the likelihood in the user's own columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import block_diag
+
+from mlsql._arrays import Array
+from mlsql.design.columns import Variable
+from mlsql.design.design import Design
+from mlsql.likelihood.covariance import Covariance
+from mlsql.likelihood.gaussian import Evaluation
+from mlsql.moments.moments import Moments
+from mlsql.moments.statistics import Statistics
+from mlsql.status import Status
+
+
+@dataclass(frozen=True, slots=True)
+class Estimates:
+    """Estimates and everything needed to derive more.
+
+    Attributes
+    ----------
+    design : Design
+    moments : Moments
+    statistics : Statistics
+    L : (q, q)
+        Relative covariance factor in the internal basis.
+    evaluation : Evaluation
+    status : Status
+    converged, singular : bool
+    evaluations : int
+        Evaluations of the objective.
+    promised : float
+        Decrease of the deviance that a further Newton step promises.
+    """
+
+    design: Design
+    moments: Moments
+    statistics: Statistics
+    L: Array
+    evaluation: Evaluation
+    status: Status
+    converged: bool
+    singular: bool
+    evaluations: int
+    promised: float
+
+    @property
+    def fixed_names(self) -> tuple[str, ...]:
+        """Terms of the fixed effects."""
+        return tuple(c.name for c in self.design.fixed.columns)
+
+    @property
+    def random_names(self) -> tuple[str, ...]:
+        """Terms of the random coefficients."""
+        return tuple(c.name for c in self.design.random)
+
+    @property
+    def beta(self) -> Array:
+        """(p,) fixed effects."""
+        return self.statistics.user_beta(self.evaluation.beta)
+
+    @property
+    def vcov(self) -> Array:
+        """(p, p) covariance matrix of the fixed effects."""
+        transform = self.statistics.beta_transform
+        return transform @ self.evaluation.beta_covariance @ transform.T
+
+    @property
+    def sigma2(self) -> float:
+        """Level-1 variance."""
+        return self.evaluation.sigma2
+
+    @property
+    def T(self) -> Array:
+        """(q, q) covariance matrix of the random coefficients."""
+        root = self.statistics.u_transform @ self.L
+        T: Array = self.sigma2 * root @ root.T
+        # covariances between blocks are zero by definition, not by rounding
+        return T * block_diag(*[np.ones((b, b)) for b in self.statistics.blocks])
+
+    @property
+    def covariance(self) -> Covariance:
+        """Block structure of T."""
+        return Covariance(self.statistics.blocks)
+
+    @property
+    def deviance(self) -> float:
+        """-2 log (restricted) likelihood with all constants."""
+        return self.evaluation.deviance
+
+    @property
+    def n_covariance_parameters(self) -> int:
+        """Free variances and covariances, sigma2 included."""
+        return self.covariance.n_parameters + 1
+
+    @property
+    def n_parameters(self) -> int:
+        """All parameters, fixed effects included."""
+        return self.n_covariance_parameters + self.statistics.p
+
+    def equation_of(self, column: int) -> frozenset[Variable]:
+        """The level-1 coefficient that a fixed column belongs to."""
+        return frozenset(self.design.fixed.columns[column].level1)
+
+    def equation_members(self, random: int) -> list[int]:
+        """Fixed columns in the equation of a random coefficient."""
+        column = self.design.random[random]
+        if column.level2:
+            return []
+        own = frozenset(column.level1)
+        return [f for f in range(self.statistics.p) if self.equation_of(f) == own]

@@ -1,0 +1,193 @@
+"""Result tables as Polars frames: tidy, scalar columns, snake_case."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.special import ndtri
+
+from mlsql._arrays import Array
+from mlsql.results.centering import centering_notes
+from mlsql.results.components import component_errors, homogeneity_tests
+from mlsql.results.effects import group_effects
+from mlsql.results.estimates import Estimates
+from mlsql.results.inference import check_level, fixed_effects
+from mlsql.results.measures import aic, bic, icc
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+def fixed_effects_table(estimates: Estimates, level: float = 0.95) -> pl.DataFrame:
+    """One row per fixed effect: term, estimate, std_error, df, statistic, p_value, conf_low, conf_high, centering."""
+    import polars as pl
+
+    found = fixed_effects(estimates, level)
+    return pl.DataFrame(
+        {
+            "term": estimates.fixed_names,
+            "estimate": found.estimate,
+            "std_error": found.std_error,
+            "df": found.df,
+            "statistic": found.statistic,
+            "p_value": found.p_value,
+            "conf_low": found.conf_low,
+            "conf_high": found.conf_high,
+            "centering": centering_notes(estimates),
+        }
+    )
+
+
+def variance_components_table(estimates: Estimates, level: float = 0.95) -> pl.DataFrame:
+    """One row per variance and covariance, the level-1 variance last (group "Residual").
+
+    Columns: group, term1, term2 (null for a variance), estimate (variance scale), sd_or_corr, std_error, conf_low,
+    conf_high (variances on the log scale, covariances symmetric), chi2, df, p_value, groups_used, reliability.
+    """
+    import polars as pl
+
+    check_level(level)
+    T, errors, tests = estimates.T, component_errors(estimates), homogeneity_tests(estimates)
+    names, group = estimates.random_names, estimates.design.spec.group
+    z = float(ndtri(0.5 + level / 2.0))
+    rows: list[dict[str, Any]] = []
+    for q, test in enumerate(tests):
+        low, high = _log_interval(T[q, q], errors.T[q, q], z)
+        rows.append(
+            _row(group, names[q], None, T[q, q], np.sqrt(T[q, q]), errors.T[q, q], low, high)
+            | {
+                "chi2": test.chi2,
+                "df": test.df,
+                "p_value": test.p_value,
+                "groups_used": test.groups,
+                "reliability": test.reliability,
+            }
+        )
+    for s in estimates.covariance.slices:
+        for b in range(s.start, s.stop):
+            for a in range(b + 1, s.stop):
+                corr = correlation(T, a, b)
+                half = z * errors.T[a, b]
+                rows.append(
+                    _row(group, names[b], names[a], T[a, b], corr, errors.T[a, b], T[a, b] - half, T[a, b] + half)
+                )
+    s2 = estimates.sigma2
+    low, high = _log_interval(s2, errors.sigma2, z)
+    rows.append(_row("Residual", None, None, s2, np.sqrt(s2), errors.sigma2, low, high))
+    types = {"group": pl.String, "term1": pl.String, "term2": pl.String}
+    numbers = ("estimate", "sd_or_corr", "std_error", "conf_low", "conf_high", "chi2")
+    schema = types | dict.fromkeys(numbers, pl.Float64) | {"df": pl.Int64, "p_value": pl.Float64}
+    schema |= {"groups_used": pl.Int64, "reliability": pl.Float64}
+    return pl.DataFrame(rows, schema=schema).with_columns(pl.selectors.float().fill_nan(None))
+
+
+def group_effects_table(estimates: Estimates) -> pl.DataFrame:
+    """One row per group and random coefficient, in key order.
+
+    Columns: the key column(s), term, estimate (EB residual), std_error (posterior, with the fixed effects'
+    uncertainty), conditional_sd (with the fixed effects known), coefficient (fixed part + EB residual),
+    coefficient_std_error, ols_estimate, ols_std_error, ols_coefficient (null for groups of deficient rank),
+    reliability, n (rows).
+    """
+    import polars as pl
+
+    found = group_effects(estimates)
+    keys = pl.from_arrow(estimates.moments.keys)
+    assert isinstance(keys, pl.DataFrame)
+    frames = []
+    for q, name in enumerate(estimates.random_names):
+        frames.append(
+            keys.with_columns(
+                pl.lit(name).alias("term"),
+                _column("estimate", found.u[q]),
+                _column("std_error", np.sqrt(found.posterior[q, q])),
+                _column("conditional_sd", np.sqrt(np.maximum(found.conditional[q, q], 0.0))),
+                _column("coefficient", found.fixed_part[q] + found.u[q]),
+                _column("coefficient_std_error", np.sqrt(found.coefficient[q, q])),
+                _column("ols_estimate", found.ols_u[q]),
+                _column("ols_std_error", np.sqrt(found.ols_variance[q])),
+                _column("ols_coefficient", found.fixed_part[q] + found.ols_u[q]),
+                _column("reliability", found.reliability[q]),
+                pl.Series("n", estimates.moments.n),
+            )
+        )
+    J, q = estimates.moments.n_groups, len(frames)
+    order = np.arange(J * q).reshape(q, J).T.ravel()
+    return pl.concat(frames)[order]
+
+
+def fit_statistics_table(estimates: Estimates) -> pl.DataFrame:
+    """One row: what `glance` shows."""
+    import polars as pl
+
+    stats = estimates.statistics
+    return pl.DataFrame(
+        {
+            "formula": [estimates.design.spec.formula],
+            "method": [estimates.design.spec.method],
+            "n_rows": [stats.n_rows],
+            "n_groups": [stats.n_groups],
+            "deviance": [estimates.deviance],
+            "log_likelihood": [-estimates.deviance / 2.0],
+            "aic": [aic(estimates)],
+            "bic": [bic(estimates)],
+            "n_parameters": [estimates.n_parameters],
+            "n_covariance_parameters": [estimates.n_covariance_parameters],
+            "sigma2": [estimates.sigma2],
+            "icc": [icc(estimates)],
+            "converged": [estimates.converged],
+            "singular": [estimates.singular],
+            "status": [estimates.status.label],
+            "evaluations": [estimates.evaluations],
+            "promised_decrease": [estimates.promised],
+        },
+        schema_overrides={"icc": pl.Float64},
+    )
+
+
+def correlation(T: Array, a: int, b: int) -> float:
+    """Correlation of two random coefficients, nan when one does not vary."""
+    scale = float(np.sqrt(T[a, a] * T[b, b]))
+    return float(np.clip(T[a, b] / scale, -1.0, 1.0)) if scale > 0 else float("nan")
+
+
+def _row(
+    group: str, term1: str | None, term2: str | None, estimate: float, scaled: float, error: float, low: float, high: float
+) -> dict[str, Any]:
+    return {
+        "group": group,
+        "term1": term1,
+        "term2": term2,
+        "estimate": float(estimate),
+        "sd_or_corr": float(scaled),
+        "std_error": float(error),
+        "conf_low": float(low),
+        "conf_high": float(high),
+    }
+
+
+def _log_interval(variance: float, error: float, z: float) -> tuple[float, float]:
+    """Wald interval of the logarithm, carried back: stays positive."""
+    if not (variance > 0 and np.isfinite(error)):
+        return float("nan"), float("nan")
+    factor = float(np.exp(z * error / variance))
+    return variance / factor, variance * factor
+
+
+def _column(name: str, values: Array) -> Any:
+    import polars as pl
+
+    return pl.Series(name, values).fill_nan(None)
+
+
+def confidence_table(estimates: Estimates, level: float) -> pl.DataFrame:
+    """effect, term, estimate, conf_low, conf_high of all parameters."""
+    import polars as pl
+
+    columns = ["effect", "term", "estimate", "conf_low", "conf_high"]
+    fixed = fixed_effects_table(estimates, level).with_columns(pl.lit("fixed").alias("effect")).select(columns)
+    components = variance_components_table(estimates, level)
+    name = pl.concat_str(["group", "term1", "term2"], separator=": ", ignore_nulls=True)
+    variance = components.with_columns(pl.lit("variance").alias("effect"), name.alias("term")).select(columns)
+    return pl.concat([fixed, variance])
