@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
+import sqlglot
 from sqlglot import exp
 
 from mlsql._typing import Centering
@@ -138,7 +139,7 @@ class VariableFacts:
 
 def indicator_sql(source: Input, level: str) -> str:
     """1 where the factor has the level, else 0; the level is a literal of the tree."""
-    column = exp.maybe_parse(source.sql, dialect="duckdb")
+    column = sqlglot.parse_one(source.sql, dialect="duckdb")
     text = column if source.dtype.upper() == "VARCHAR" else exp.cast(column, "VARCHAR", dialect="duckdb")
     return exp.cast(exp.EQ(this=text, expression=exp.Literal.string(level)), "INTEGER", dialect="duckdb").sql("duckdb")
 

@@ -241,9 +241,7 @@ def check_survey(schema: Schema, survey: Survey) -> None:
         if column.input.role == "outcome" and column.constant:
             raise DataError(f"the outcome {name} is {column.minimum:g} in every row: its variance is zero")
         if column.input.role == "numeric" and column.constant:
-            raise DataError(
-                f"predictor {name} is {column.minimum:g} in every row; it cannot be told from the intercept, leave it out"
-            )
+            raise DataError(f"predictor {name} is {column.minimum:g} in every row, like the intercept; leave it out")
         if column.input.role == "weight" and column.minimum <= 0:
             raise DataError(f"weights {name}: the smallest is {column.minimum:g}; precision weights must be positive")
         if column.input.role == "weight" and column.incomplete:

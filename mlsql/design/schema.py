@@ -98,7 +98,7 @@ class Candidate:
 
 def outcome_sql(spec: ModelSpec) -> str:
     """The outcome with offsets subtracted, as SQL text."""
-    tree: exp.Expression = sqlglot.parse_one(spec.outcome.sql, dialect="duckdb")
+    tree: exp.Expr = sqlglot.parse_one(spec.outcome.sql, dialect="duckdb")
     for offset in spec.offset:
         tree = exp.Sub(this=exp.paren(tree), expression=exp.paren(sqlglot.parse_one(offset.sql, dialect="duckdb")))
     return tree.sql("duckdb")
@@ -134,9 +134,9 @@ def locate(
     if spec.weights is not None:
         found.append(Candidate(spec.weights.name, spec.weights.sql, "weight", "rows"))
     for candidate in found:
-        _require(candidate.name, candidate.sql, rows)
+        require_columns(candidate.name, candidate.sql, rows)
     for key in spec.keys if level2 is not None else ():
-        _require(f"level2 table, group {key.name}", key.sql, level2 or {})
+        require_columns(f"level2 table, group {key.name}", key.sql, level2 or {})
     key_columns = {name.lower() for key in spec.keys for name in _columns(key.sql)}
     for atom in spec.atoms:
         table = _table(atom, rows, level2, key_columns, warnings)
@@ -154,7 +154,7 @@ def classify(candidate: Candidate, dtype: str) -> Input:
     DataError
         When the type cannot serve: a text outcome, a date predictor.
     """
-    kind = dtype.split("(")[0].upper()
+    kind = dtype.split("(", maxsplit=1)[0].upper()
     if candidate.role == "key":
         return Input(candidate.name, candidate.sql, "key", candidate.table, dtype)
     if candidate.role in ("outcome", "weight"):
@@ -188,7 +188,13 @@ def _columns(sql: str) -> list[str]:
     return [c.parts[0].name for c in tree.find_all(exp.Column) if c.parts[0].name.lower() not in bound]
 
 
-def _require(where: str, sql: str, columns: Mapping[str, str]) -> None:
+def require_columns(where: str, sql: str, columns: Mapping[str, str]) -> None:
+    """Refuse an expression with a column that the table does not have.
+
+    Raises
+    ------
+    DataError
+    """
     have = {c.lower() for c in columns}
     for name in _columns(sql):
         if name.lower() not in have:
@@ -200,7 +206,7 @@ def _table(
 ) -> Table:
     used = [c for c in _columns(atom.sql) if c.lower() not in keys]
     if level2 is None:
-        _require(atom.name, atom.sql, rows)
+        require_columns(atom.name, atom.sql, rows)
         return "rows"
     upper = {c.lower() for c in level2}
     lower = {c.lower() for c in rows}

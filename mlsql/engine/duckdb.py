@@ -133,7 +133,7 @@ class DuckDBEngine:
             raise DataError(f"{role} {source.label} cannot be read: {_first_lines(error)}") from error
         return {str(r[0]): str(r[1]) for r in rows}
 
-    def exists(self, relation: exp.Expression) -> bool:
+    def exists(self, relation: exp.Expr) -> bool:
         """True when a table or view can be read."""
         try:
             self.run(render(exp.select("*").from_(relation.copy()).limit(0))).fetchall()
@@ -202,9 +202,7 @@ def open_engine(
         yield DuckDBEngine(connection, _runner(connection, relations), progress)
 
 
-def _runner(
-    con: duckdb.DuckDBPyConnection, relations: Sequence[Source]
-) -> Callable[[str], duckdb.DuckDBPyRelation]:
+def _runner(con: duckdb.DuckDBPyConnection, relations: Sequence[Source]) -> Callable[[str], duckdb.DuckDBPyRelation]:
     if not relations:
         return con.sql
     source = relations[0]

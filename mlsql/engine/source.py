@@ -47,7 +47,7 @@ class Source:
     """
 
     label: str
-    relation: exp.Expression
+    relation: exp.Expr
     frame: Any = None
     frame_name: str = ""
     duckdb_relation: Any = None
@@ -65,7 +65,7 @@ class Source:
             con.unregister(self.frame_name)
 
 
-Exists = Callable[[exp.Expression], bool]
+Exists = Callable[[exp.Expr], bool]
 
 
 def make_source(data: object, *, role: str, exists: Exists | None) -> Source:
@@ -139,7 +139,7 @@ def _dotted(text: str) -> exp.Table | None:
     return table
 
 
-def _query(text: str) -> exp.Expression | None:
+def _query(text: str) -> exp.Expr | None:
     if text.lstrip().lstrip("(").split(maxsplit=1)[0].lower() not in ("select", "with", "from", "values", "pivot"):
         return None
     try:
@@ -161,8 +161,10 @@ def _file(path: str) -> Source:
     suffix = _suffix(path)
     remote = "://" in path
     if suffix is None:
-        raise DataError(f"{path}: only Parquet and CSV files are read directly (.parquet, .csv, .tsv, .csv.gz); "
-                        "for other formats pass SQL text")
+        raise DataError(
+            f"{path}: only Parquet and CSV files are read directly (.parquet, .csv, .tsv, .csv.gz); "
+            "for other formats pass SQL text"
+        )
     if not remote and not any(c in path for c in "*?[") and not Path(path).exists():
         raise DataError(f"the file {path} does not exist")
     reader = exp.Anonymous(this=_READERS[suffix], expressions=[exp.Literal.string(path)])

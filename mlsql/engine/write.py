@@ -64,7 +64,7 @@ def _begin(con: duckdb.DuckDBPyConnection) -> bool:
     return True
 
 
-def _statements(table: str, fit_id: str) -> list[exp.Expression]:
+def _statements(table: str, fit_id: str) -> list[exp.Expr]:
     target = exp.Table(this=name(table))
     incoming = exp.select("*").from_(name(INCOMING))
     return [

@@ -138,6 +138,6 @@ def _centered_atom(name: str, shown: str, arguments: Sequence[Sequence[Token]], 
     return replace(inner, name=shown, centering="grand", group=group or inner.group)
 
 
-def _quote_names(tree: exp.Expression) -> None:
+def _quote_names(tree: exp.Expr) -> None:
     for identifier in tree.find_all(exp.Identifier):
         identifier.set("quoted", True)

@@ -62,7 +62,7 @@ def parse_equations(text: str, groups: str | None) -> ParsedFormula:
             f"{lines[0]!r}: beside coefficient*predictor there may be one coefficient with an equation of its own and "
             f"one residual called r or e; found {', '.join(unknown or level1.loose)}"
         )
-    coefficients = {**{s: INTERCEPT for s in intercepts}, **level1.slopes}
+    coefficients = {**dict.fromkeys(intercepts, INTERCEPT), **level1.slopes}
     missing = [c for c in coefficients if c not in level2]
     if missing:
         raise FormulaError(f"no equation for {', '.join(missing)}; write for instance '{missing[0]} = g10 + u1'")
@@ -72,9 +72,7 @@ def parse_equations(text: str, groups: str | None) -> ParsedFormula:
     return _assemble(level1.left, groups, coefficients, level2)
 
 
-def _assemble(
-    outcome: str, groups: str, coefficients: dict[str, Term], level2: dict[str, _Equation]
-) -> ParsedFormula:
+def _assemble(outcome: str, groups: str, coefficients: dict[str, Term], level2: dict[str, _Equation]) -> ParsedFormula:
     fixed: list[Term] = []
     random: list[Term] = []
     for symbol, term in coefficients.items():
@@ -90,9 +88,7 @@ def _assemble(
     for t in sorted(fixed, key=lambda t: len(t.atoms)):
         for atom in t.atoms:
             seen.setdefault(atom, len(seen))
-    ordered = sorted(
-        (Term(tuple(sorted(t.atoms, key=seen.__getitem__))) for t in fixed), key=lambda t: len(t.atoms)
-    )
+    ordered = sorted((Term(tuple(sorted(t.atoms, key=seen.__getitem__))) for t in fixed), key=lambda t: len(t.atoms))
     # the group's and the outcome's text go through the formula parser, which knows quoting and a:b
     frame = parse_formula(f"{outcome} ~ 1 + (1 | {groups})")
     blocks = (RandomBlock(tuple(random), frame.random[0].keys),) if random else ()

@@ -1,11 +1,11 @@
 """lme4's grammar: `y ~ a*b + I(x^2) + (1 + x | g)` to terms.
 
-    formula     := expression "~" sum
-    sum         := ["-"] product (("+" | "-") product)*
-    product     := interaction (("*" | "/") interaction)*
-    interaction := power (":" power)*
-    power       := primary ("^" number)*
-    primary     := 0 | 1 | name | name "(" anything ")" | "(" sum [("|" | "||") groups] ")"
+formula     := expression "~" sum
+sum         := ["-"] product (("+" | "-") product)*
+product     := interaction (("*" | "/") interaction)*
+interaction := power (":" power)*
+power       := primary ("^" number)*
+primary     := 0 | 1 | name | name "(" anything ")" | "(" sum [("|" | "||") groups] ")"
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def product(A: Array, B: Array) -> Array:
     result = A[:, 0, None] * B[0] if B.ndim == 3 else A[:, 0] * B[0]
     for k in range(1, A.shape[1]):
         result += A[:, k, None] * B[k] if B.ndim == 3 else A[:, k] * B[k]
-    return result
+    return np.asarray(result)
 
 
 def packed(M: Array) -> Array:

@@ -36,9 +36,7 @@ class Covariance:
     @property
     def entries(self) -> tuple[tuple[int, int], ...]:
         """(row, column) of each free entry, row >= column, block after block."""
-        return tuple(
-            (a, b) for s in self.slices for a in range(s.start, s.stop) for b in range(s.start, a + 1)
-        )
+        return tuple((a, b) for s in self.slices for a in range(s.start, s.stop) for b in range(s.start, a + 1))
 
     @property
     def n_parameters(self) -> int:
@@ -62,7 +60,7 @@ class Covariance:
         for s in self.slices:
             values, vectors = np.linalg.eigh(Lambda[s, s])
             root = (vectors * np.sqrt(np.maximum(values, 0.0))).T
-            R = np.linalg.qr(root, mode="r")
+            _, R = np.linalg.qr(root)
             L[s, s] = (R * np.where(np.diag(R) < 0, -1.0, 1.0)[:, None]).T
         return self.theta(L)
 

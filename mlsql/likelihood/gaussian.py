@@ -142,7 +142,8 @@ class Deviance:
     def _slopes(self, K: Array, beta: Array, root: Array) -> Slopes:
         """A second pass, now that beta is known: sums over groups of products of G, r and the whitened R."""
         stats, p, q = self.statistics, self.statistics.p, self.statistics.q
-        k = q * (q + 1) // 2
+        lower = [(a, b) for a in range(q) for b in range(a + 1)]
+        k = len(lower)
         contrast = np.append(-beta, 1.0)
         whitener = solve_triangular(root, np.eye(p), lower=True)
         sum_G, sum_H, sum_r = np.zeros((q, q)), np.zeros((q, q)), np.zeros((q, q))
@@ -158,7 +159,7 @@ class Deviance:
             R = batched.product(P, np.matmul(whitener, B[:, :p]))
             H = np.empty_like(G)
             rr = np.empty_like(G)
-            for i, (a, b) in enumerate(zip(*np.tril_indices(q), strict=True)):
+            for i, (a, b) in enumerate(lower):
                 H[i] = np.einsum("pj,pj->j", R[a], R[b])
                 rr[i] = r[a] * r[b]
                 E[a, b] += R[a] @ R[b].T
@@ -169,8 +170,8 @@ class Deviance:
             _add_symmetric(sum_G, G)
             _add_symmetric(sum_H, H)
             _add_symmetric(sum_r, rr)
-        for a, b in zip(*np.triu_indices(q, 1), strict=True):
-            E[a, b] = E[b, a].T
+        for a, b in lower:
+            E[b, a] = E[a, b].T
         # d2 log|V| along (ab), (cd): -tr(G E_ab G E_cd) = -G_da G_bc
         logs2 = -np.einsum("dabc->abcd", batched.unpacked_pairs(GG, q))
         residual2 = 2.0 * np.einsum("bcda->abcd", batched.unpacked_pairs(Gr, q))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import reduce
 from itertools import combinations
 
 import numpy as np
@@ -25,16 +24,19 @@ class Shifts:
     def pivoted_values(self, variable: Variable) -> Array:
         """(J,) value of a level-2 variable minus its pivot."""
         if variable.origin == "group_mean":
-            return self.moments.means[self.design.means.index(variable.sql)]
+            return self.group_mean(variable)
         position = self.design.group_values.index(group_value(variable, self.design.schema))
-        return self.moments.values[position]
+        return np.asarray(self.moments.values[position])
+
+    def group_mean(self, variable: Variable) -> Array:
+        """(J,) unweighted group mean of a column of the rows, minus its pivot."""
+        return np.asarray(self.moments.means[self.design.means.index(variable.sql)])
 
     def grand_mean(self, variable: Variable) -> float:
         """Mean of a level-1 variable over rows, of a level-2 variable over groups; on the user's scale."""
         if variable.level == 2:
             return float(self.pivoted_values(variable).mean()) + variable.pivot
-        means = self.moments.means[self.design.means.index(variable.sql)]
-        return float(means @ self.moments.n) / self.moments.n_rows + variable.pivot
+        return float(self.group_mean(variable) @ self.moments.n) / self.moments.n_rows + variable.pivot
 
     def user_shift(self, variable: Variable) -> float:
         """The constant subtracted from the raw value in the user's column."""
@@ -43,7 +45,7 @@ class Shifts:
     def offset(self, variable: Variable, pivoted: frozenset[Variable]) -> Array | float:
         """What to add to the pivoted value of a level-1 variable to get its value in the part's basis."""
         if variable.centering == "group":
-            return -self.moments.means[self.design.means.index(variable.sql)]
+            return -self.group_mean(variable)
         return 0.0 if variable in pivoted else variable.pivot - self.user_shift(variable)
 
     def values(self, variable: Variable, pivoted: frozenset[Variable] = frozenset()) -> Array:
@@ -54,7 +56,10 @@ class Shifts:
     def multiplier(self, piece: Piece, pivoted: frozenset[Variable]) -> Array | float:
         """The group-level factor of a piece: an array over groups, or one number when it does not vary."""
         factors = [self.offset(v, pivoted) for v in piece.left_out] + [self.values(v, pivoted) for v in piece.level2]
-        return reduce(np.multiply, factors, 1.0)
+        product: Array | float = 1.0
+        for factor in factors:
+            product = product * factor
+        return product
 
     def level2_product(self, column: Column) -> Array:
         """(J,) the level-2 part of a column on the user's scale: an entry of W_j."""

@@ -79,12 +79,12 @@ class Statistics:
     @property
     def p(self) -> int:
         """Fixed columns."""
-        return self.ZtXy.shape[1] - 1
+        return int(self.ZtXy.shape[1]) - 1
 
     @property
     def q(self) -> int:
         """Random columns."""
-        return self.ZtXy.shape[0]
+        return int(self.ZtXy.shape[0])
 
     def user_beta(self, beta: Array) -> Array:
         """Coefficients of the user's columns."""
@@ -180,10 +180,10 @@ class _Cross:
     def group(self, s: int, t: int) -> Array:
         """(J,) sum of w e_s e_t in each group."""
         if s == 0 or t == 0:
-            return self.moments.sums[s or t]
+            return np.asarray(self.moments.sums[s or t])
         if s in self.position:
-            return self.moments.products[self.position[s], t]
-        return self.moments.products[self.position[t], s]
+            return np.asarray(self.moments.products[self.position[s], t])
+        return np.asarray(self.moments.products[self.position[t], s])
 
     def by_group(self, left: Pieces, right: Pieces) -> Array:
         total: Array = np.zeros(self.moments.n_groups)
@@ -219,9 +219,7 @@ def _pieces(shifts: Shifts, design: Design, part: Part) -> list[Pieces]:
     ]
 
 
-def _scaled(
-    design: Design, moments: Moments, shifts: Shifts, ZtZ: Array, ZtXy: Array, XytXy: Array
-) -> Statistics:
+def _scaled(design: Design, moments: Moments, shifts: Shifts, ZtZ: Array, ZtXy: Array, XytXy: Array) -> Statistics:
     N, p = moments.n_rows, len(design.fixed.columns)
     scale = np.append(np.sqrt(np.diag(XytXy)[:p] / N), 1.0)
     transforms, roots, start = [], [], 0
@@ -238,7 +236,7 @@ def _scaled(
         XytXy=XytXy / np.outer(scale, scale),
         log_weights=moments.log_weights,
         blocks=tuple(len(b.columns) for b in design.blocks),
-        beta_transform=np.linalg.solve(shifts.to_user(design.fixed), np.diag(1.0 / scale[:p])),
+        beta_transform=np.asarray(np.linalg.solve(shifts.to_user(design.fixed), np.diag(1.0 / scale[:p])), np.float64),
         u_transform=block_diag(*transforms),
         log_det_x=2.0 * float(np.log(scale[:p]).sum()),
         y_shift=design.outcome.pivot,
@@ -264,4 +262,4 @@ def _root(G: Array, block: Part) -> Array:
                 "leave it out"
             )
         factor[k, :k], factor[k, k] = row, np.sqrt(rest)
-    return factor * scale[:, None]
+    return np.asarray(factor * scale[:, None])

@@ -45,7 +45,9 @@ class Analysis:
     seconds: Mapping[str, float]
 
 
-def analyse(spec: ModelSpec, inputs: Inputs, *, drop_collinear: bool = False, progress: Progress | None = None) -> Analysis:
+def analyse(
+    spec: ModelSpec, inputs: Inputs, *, drop_collinear: bool = False, progress: Progress | None = None
+) -> Analysis:
     """Survey the data, build the design, compute the moments.
 
     1. Schema and survey.
@@ -122,7 +124,7 @@ def check_groups(design: Design, moments: Moments) -> None:
             f"{q} random coefficients of {spec.group}, but no group has more than {largest} rows: their covariance "
             "cannot be told from level-1 errors; use fewer random coefficients"
         )
-    if N <= len(design.fixed.columns):
+    if len(design.fixed.columns) >= N:
         raise DesignError(f"{len(design.fixed.columns)} fixed effects but {N:,} complete rows; use fewer predictors")
 
 
@@ -139,7 +141,9 @@ def _survey_warnings(survey: Survey) -> list[str]:
         if empty:
             found.append(f"factor {column.input.name}: level {', '.join(empty)} has no complete row and was left out")
     if survey.unmatched:
-        found.append(f"{survey.unmatched:,} rows belong to groups that the level2 table does not have; they were left out")
+        found.append(
+            f"{survey.unmatched:,} rows belong to groups that the level2 table does not have; they were left out"
+        )
     return found
 
 
@@ -148,7 +152,8 @@ def _dropped(survey: Survey, moments: Moments) -> tuple[str, ...]:
     if not lost:
         return ()
     counts = [
-        f"{c.input.name}: {c.nulls:,} NULL" + (f", {c.nans:,} NaN" if c.nans else "")
+        f"{c.input.name}: {c.nulls:,} NULL"
+        + (f", {c.nans:,} NaN" if c.nans else "")
         + (" (level2 table)" if c.input.table == "level2" else "")
         for c in survey.columns
         if c.incomplete

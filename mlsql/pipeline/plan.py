@@ -50,9 +50,7 @@ def plan(
     >>> [step.name for step in script.steps]
     ['survey of data', 'preview', 'moments by group', 'pooled moments']
     """
-    spec = (
-        parse_model(formula, method=method, weights=weights, groups=groups) if isinstance(formula, str) else formula
-    )
+    spec = parse_model(formula, method=method, weights=weights, groups=groups) if isinstance(formula, str) else formula
     inputs = make_inputs(data, level2, con)
     tables = inputs.tables
     with inputs.engine() as engine:
@@ -72,8 +70,12 @@ def plan(
         )
         return Plan(tuple(steps), (note,))
     moments: tuple[Step, ...] = moments_steps(build_design(spec, schema, answers), tables)
-    notes = () if answers is not None else (
-        "made without looking at the data: the survey replaces the pivots 0 by round means, drops the conditions on "
-        "complete columns, and sums predictors that are constant within groups only once per group",
+    notes = (
+        ()
+        if answers is not None
+        else (
+            "made without looking at the data: the survey replaces the pivots 0 by round means, drops the "
+            "conditions on complete columns, and sums predictors that are constant within groups only once per group",
+        )
     )
     return Plan((*steps, *moments), notes)

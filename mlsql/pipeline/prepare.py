@@ -80,7 +80,7 @@ def make_schema(spec: ModelSpec, inputs: Inputs, engine: DuckDBEngine) -> Schema
     return Schema(tuple(dict.fromkeys(found)), level2 is not None, warnings)
 
 
-def _types(engine: DuckDBEngine, relation: exp.Expression, candidates: list[Candidate]) -> list[str]:
+def _types(engine: DuckDBEngine, relation: exp.Expr, candidates: list[Candidate]) -> list[str]:
     try:
         answer = engine.query(types_step(relation, candidates))
     except QueryError as error:

@@ -19,6 +19,7 @@ from mlsql._arrays import Array
 from mlsql._typing import Unseen
 from mlsql.design.columns import Variable
 from mlsql.design.design import Design, Part
+from mlsql.design.schema import require_columns
 from mlsql.engine.duckdb import DuckDBEngine
 from mlsql.errors import DataError, StoreError
 from mlsql.moments.shifts import Shifts
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     import duckdb
     import polars as pl
 
-Build = Callable[[scoring.ScoreQuery], exp.Expression]
+Build = Callable[[scoring.ScoreQuery], exp.Expr]
 
 
 def score_predictions(
@@ -97,7 +98,12 @@ def _score(
         # 2
         with _registered(engine, _group_table(estimates)) as groups:
             query = scoring.ScoreQuery(
-                _model(estimates), inputs.tables.rows, groups, inputs.tables.level2, tuple(columns), unseen == "population"
+                _model(estimates),
+                inputs.tables.rows,
+                groups,
+                inputs.tables.level2,
+                tuple(columns),
+                unseen == "population",
             )
             if unseen == "error":
                 _refuse_unseen(engine, query)
@@ -118,7 +124,9 @@ def _write(engine: DuckDBEngine, step: Step, into: str, replace: bool, inputs: I
         _write_file(engine, step, into, replace)
         return
     if inputs.con is None and inputs.rows.duckdb_relation is None:
-        raise StoreError(f"into={into!r} is a table: pass con=, the connection to make it on; or a path ending in .parquet")
+        raise StoreError(
+            f"into={into!r} is a table: pass con=, the connection to make it on; or a path ending in .parquet"
+        )
     table = exp.Table(this=name(into))
     if not replace and engine.exists(table):
         raise StoreError(f"the table {into!r} exists; choose another name or pass replace=True")
@@ -142,7 +150,7 @@ def _write_file(engine: DuckDBEngine, step: Step, into: str, replace: bool) -> N
 
 
 @contextmanager
-def _registered(engine: DuckDBEngine, table: pa.Table) -> Iterator[exp.Expression]:
+def _registered(engine: DuckDBEngine, table: pa.Table) -> Iterator[exp.Expr]:
     label = f"mlsql_groups_{id(table):x}"
     with engine.registered(label, table):
         yield exp.Table(this=name(label))
@@ -166,9 +174,7 @@ def _require(design: Design, columns: dict[str, str], added: Sequence[str]) -> N
     for item in design.schema.of_table("rows"):
         if item.role not in ("key", "numeric", "factor"):
             continue
-        for used in exp.maybe_parse(item.sql, dialect="duckdb").find_all(exp.Column):
-            if used.parts[0].name.lower() not in have:
-                raise DataError.unknown_column(used.parts[0].name, columns, f"to predict, {item.name} is needed")
+        require_columns(f"to predict, {item.name} is needed", item.sql, columns)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,15 @@ def fit_identifier(estimates: Estimates, source: str) -> str:
     """Sixteen hexadecimal digits of the model, the data's name and its size."""
     spec, stats = estimates.design.spec, estimates.statistics
     weights = None if spec.weights is None else spec.weights.sql
-    parts = [spec.formula, spec.method, weights, source, stats.n_rows, stats.n_groups, estimates.status.label == "given"]
+    parts = [
+        spec.formula,
+        spec.method,
+        weights,
+        source,
+        stats.n_rows,
+        stats.n_groups,
+        estimates.status.label == "given",
+    ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -34,7 +42,9 @@ def write_tables(
 ) -> str:
     """See `Fit.to_tables`."""
     if not isinstance(con, duckdb.DuckDBPyConnection):
-        raise StoreError(f"con is a {type(con).__name__}; pass an open DuckDB connection: duckdb.connect('results.duckdb')")
+        raise StoreError(
+            f"con is a {type(con).__name__}; pass an open DuckDB connection: duckdb.connect('results.duckdb')"
+        )
     fit_id = fit_identifier(estimates, source)
     frames = {
         "fits": _fits(estimates, source, warnings),

@@ -67,7 +67,7 @@ def run_survey(schema: Schema, inputs: Inputs, engine: DuckDBEngine) -> Survey:
 
 
 def _table_survey(
-    engine: DuckDBEngine, relation: exp.Expression, inputs: Sequence[Input], table: str
+    engine: DuckDBEngine, relation: exp.Expr, inputs: Sequence[Input], table: str
 ) -> tuple[int, tuple[ColumnSurvey, ...]]:
     answer = iter(_row(engine.query(survey_step(relation, inputs, table))))
     rows = int(next(answer))

@@ -16,6 +16,7 @@ from mlsql.results.inference import fixed_effects
 from mlsql.results.measures import icc
 from mlsql.results.submodel import submodel_name
 from mlsql.results.tables import correlation
+from mlsql.status import Status
 
 
 def summary(estimates: Estimates, source: str, warnings: Sequence[str], dropped: Sequence[str]) -> str:
@@ -57,9 +58,15 @@ def _heading(estimates: Estimates, source: str) -> str:
             f"Level 2    {stats.n_groups:,} groups of {spec.group}, "
             f"{n.min():,} to {n.max():,} rows each, mean {n.mean():.4g}",
             *weights,
-            f"Method     {method}; {estimates.status.label} after {estimates.evaluations} evaluations",
+            f"Method     {method}; {_ending(estimates)}",
         ]
     )
+
+
+def _ending(estimates: Estimates) -> str:
+    if estimates.status is Status.GIVEN:
+        return "variance components given, not estimated"
+    return f"{estimates.status.label} after {estimates.evaluations} evaluations"
 
 
 def _variances(estimates: Estimates, tests: Sequence[Homogeneity]) -> str:
@@ -77,7 +84,10 @@ def _variances(estimates: Estimates, tests: Sequence[Homogeneity]) -> str:
     share = icc(estimates)
     if share is not None:
         conditional = len(estimates.design.fixed.columns) > 1
-        lines += ["", f"Intraclass correlation = {share:.5f}" + (" (conditional on the predictors)" if conditional else "")]
+        lines += [
+            "",
+            f"Intraclass correlation = {share:.5f}" + (" (conditional on the predictors)" if conditional else ""),
+        ]
     return "\n".join(lines)
 
 
@@ -146,11 +156,12 @@ def _components(estimates: Estimates, tests: Sequence[Homogeneity]) -> str:
 def _statistics(estimates: Estimates) -> str:
     reml = estimates.design.spec.method == "REML"
     counted = estimates.n_covariance_parameters if reml else estimates.n_parameters
+    kind = "restricted likelihood" if reml else "likelihood"
     which = "variances and covariances only, as REML compares them" if reml else "fixed effects, variances, covariances"
     return "\n".join(
         [
             "Statistics of the model",
-            f"    Deviance = {estimates.deviance:.6f}   (-2 log {'restricted ' if reml else ''}likelihood, all constants)",
+            f"    Deviance = {estimates.deviance:.6f}   (-2 log {kind}, all constants)",
             f"    Number of estimated parameters = {counted}   ({which})",
         ]
     )

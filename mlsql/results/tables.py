@@ -153,7 +153,14 @@ def correlation(T: Array, a: int, b: int) -> float:
 
 
 def _row(
-    group: str, term1: str | None, term2: str | None, estimate: float, scaled: float, error: float, low: float, high: float
+    group: str,
+    term1: str | None,
+    term2: str | None,
+    estimate: float,
+    scaled: float,
+    error: float,
+    low: float,
+    high: float,
 ) -> dict[str, Any]:
     return {
         "group": group,

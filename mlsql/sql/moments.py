@@ -55,7 +55,7 @@ def model_rows(design: Design, tables: Tables, *, keys: bool) -> exp.Select:
 WEIGHT = "mlsql weight"
 
 
-def complete_rows(design: Design) -> list[exp.Expression]:
+def complete_rows(design: Design) -> list[exp.Expr]:
     """Conditions that a row has every value of the model; only on inputs that the survey found incomplete."""
     inputs = design.schema.of_table("rows")
     if design.survey is not None:
@@ -100,26 +100,26 @@ def _source_label(design: Design, index: int) -> str:
     return " * ".join(aliases[sql] for sql in design.sources[index])
 
 
-def _source_factors(design: Design, index: int) -> list[exp.Expression]:
+def _source_factors(design: Design, index: int) -> list[exp.Expr]:
     aliases = base_aliases(design)
     return [column(aliases[sql]) for sql in design.sources[index]]
 
 
-def _weighted(design: Design, factors: list[exp.Expression]) -> exp.Expression:
+def _weighted(design: Design, factors: list[exp.Expr]) -> exp.Expr:
     weight = [column(WEIGHT)] if design.schema.weight is not None else []
     return total(times([*weight, *factors]))
 
 
-def _pair(design: Design, pair: tuple[int, int]) -> exp.Expression:
+def _pair(design: Design, pair: tuple[int, int]) -> exp.Expr:
     a, b = pair
     label = f"{_source_label(design, a)} * {_source_label(design, b)}"
     return aliased(_weighted(design, _source_factors(design, a) + _source_factors(design, b)), label)
 
 
-def _by_group(design: Design, columns: MomentColumns, tables: Tables) -> exp.Expression:
+def _by_group(design: Design, columns: MomentColumns, tables: Tables) -> exp.Expr:
     keys = [column(k.name) for k in design.keys]
     aliases, values = base_aliases(design), value_aliases(design)
-    items: list[exp.Expression] = [*keys, aliased(exp.Count(this=exp.Star()), "n")]
+    items: list[exp.Expr] = [*keys, aliased(exp.Count(this=exp.Star()), "n")]
     if columns.weighted:
         items += [
             aliased(total(column(WEIGHT)), "sum of weights"),
@@ -151,7 +151,7 @@ def _by_group(design: Design, columns: MomentColumns, tables: Tables) -> exp.Exp
     return outer.with_(name("level2"), as_=complete_level2(design, tables))
 
 
-def _pooled(design: Design, columns: MomentColumns, tables: Tables) -> exp.Expression:
+def _pooled(design: Design, columns: MomentColumns, tables: Tables) -> exp.Expr:
     items = [_pair(design, pair) for pair in columns.pooled]
     rows = model_rows(design, tables, keys=False)
     return exp.select(*items).from_(name("model_rows")).with_(name("model_rows"), as_=rows)

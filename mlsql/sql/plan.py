@@ -24,7 +24,7 @@ class Step:
 
     name: str
     purpose: str
-    tree: exp.Expression
+    tree: exp.Expr
 
     @property
     def sql(self) -> str:

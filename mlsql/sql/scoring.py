@@ -79,9 +79,9 @@ class ScoreQuery:
     """
 
     model: ScoreModel
-    data: exp.Expression
-    groups: exp.Expression
-    level2: exp.Expression | None
+    data: exp.Expr
+    groups: exp.Expr
+    level2: exp.Expr | None
     columns: tuple[str, ...]
     unseen: bool
 
@@ -91,16 +91,12 @@ def unseen_query(query: ScoreQuery) -> exp.Select:
     design = query.model.design
     keys = [scalar(k.sql) for k in design.keys]
     grouped = (
-        exp.select(
-            *[aliased(k.copy(), f"k{i}") for i, k in enumerate(keys)], aliased(exp.Count(this=exp.Star()), "n")
-        )
+        exp.select(*[aliased(k.copy(), f"k{i}") for i, k in enumerate(keys)], aliased(exp.Count(this=exp.Star()), "n"))
         .from_(query.data.copy())
         .where(*[exp.not_(exp.Is(this=k.copy(), expression=exp.Null())) for k in keys])
         .group_by(*[k.copy() for k in keys])
     )
-    on = exp.and_(
-        *[exp.EQ(this=column(f"k{i}", "a"), expression=column(key_name(i), "b")) for i in range(len(keys))]
-    )
+    on = exp.and_(*[exp.EQ(this=column(f"k{i}", "a"), expression=column(key_name(i), "b")) for i in range(len(keys))])
     groups = exp.select("*").from_(query.groups.copy()).subquery("b")
     return (
         exp.select(
@@ -137,7 +133,7 @@ def residual_query(query: ScoreQuery) -> exp.Select:
     ols = exp.Sub(
         this=exp.Sub(this=outcome.copy(), expression=fitted.copy()), expression=exp.paren(_random(model, "ols"))
     )
-    scaled: exp.Expression = exp.Div(this=exp.paren(residual.copy()), expression=number(model.sigma))
+    scaled: exp.Expr = exp.Div(this=exp.paren(residual.copy()), expression=number(model.sigma))
     weight = model.design.schema.weight
     if weight is not None:
         scaled = exp.Mul(this=scaled, expression=exp.Sqrt(this=as_double(weight.sql, weight.dtype)))
@@ -154,7 +150,7 @@ PREDICTION_COLUMNS = ("population", "population_std_error", "conditional", "cond
 RESIDUAL_COLUMNS = ("residual_population", "residual", "residual_ols", "residual_standardized")
 
 
-def _final(query: ScoreQuery, items: Mapping[str, exp.Expression]) -> exp.Select:
+def _final(query: ScoreQuery, items: Mapping[str, exp.Expr]) -> exp.Select:
     kept = [column(c) for c in query.columns]
     select = exp.select(*kept, *[aliased(tree, label) for label, tree in items.items()]).from_(name("scored"))
     return select.with_(name("scored"), as_=_scored(query))
@@ -197,18 +193,18 @@ def _level2(query: ScoreQuery) -> exp.Select:
     ).from_(query.level2.copy())
 
 
-def _named(relation: exp.Expression, alias: str) -> exp.Expression:
+def _named(relation: exp.Expr, alias: str) -> exp.Expr:
     return exp.select("*").from_(relation.copy()).subquery(alias)
 
 
-def _product(query: ScoreQuery, item: Column, shifts: Mapping[Variable, float]) -> exp.Expression:
+def _product(query: ScoreQuery, item: Column, shifts: Mapping[Variable, float]) -> exp.Expr:
     if not item.variables:
         return exp.cast(exp.Literal.number(1), exp.DataType.Type.DOUBLE)
     factors = [_value(query, v, shifts.get(v, 0.0)) for v in item.variables]
     return times([exp.paren(f) if isinstance(f, exp.Add | exp.Sub) and len(factors) > 1 else f for f in factors])
 
 
-def _value(query: ScoreQuery, variable: Variable, shift: float) -> exp.Expression:
+def _value(query: ScoreQuery, variable: Variable, shift: float) -> exp.Expr:
     model = query.model
     if variable.origin == "group_mean":
         return shifted(_group_mean(query, variable), shift)
@@ -221,7 +217,7 @@ def _value(query: ScoreQuery, variable: Variable, shift: float) -> exp.Expressio
     return shifted(value, shift)
 
 
-def _guarded(variable: Variable, design: Design) -> exp.Expression:
+def _guarded(variable: Variable, design: Design) -> exp.Expr:
     """The value; NULL for a factor level that the fit did not see."""
     tree = as_double(variable.sql, variable.dtype)
     levels = {} if design.survey is None else design.survey.levels
@@ -232,7 +228,7 @@ def _guarded(variable: Variable, design: Design) -> exp.Expression:
     return exp.Case(ifs=[exp.If(this=known, true=tree)])
 
 
-def _group_mean(query: ScoreQuery, variable: Variable) -> exp.Expression:
+def _group_mean(query: ScoreQuery, variable: Variable) -> exp.Expr:
     """The group's mean at the fit; for a new group, when asked for, its mean in the data at hand."""
     stored = column(effect_name("mean", query.model.means.index(variable.sql)), "groups")
     if not query.unseen:
@@ -244,40 +240,40 @@ def _group_mean(query: ScoreQuery, variable: Variable) -> exp.Expression:
     return exp.Coalesce(this=stored, expressions=[here])
 
 
-def _x(f: int) -> exp.Expression:
+def _x(f: int) -> exp.Expr:
     return column(f"mlsql x {f}")
 
 
-def _z(a: int) -> exp.Expression:
+def _z(a: int) -> exp.Expr:
     return column(f"mlsql z {a}")
 
 
-def _sum(trees: Sequence[exp.Expression]) -> exp.Expression:
+def _sum(trees: Sequence[exp.Expr]) -> exp.Expr:
     result = trees[0]
     for tree in trees[1:]:
         result = exp.Add(this=result, expression=tree)
     return result
 
 
-def _population(model: ScoreModel) -> exp.Expression:
+def _population(model: ScoreModel) -> exp.Expr:
     terms = [times([number(b), _x(f)]) for f, b in enumerate(model.beta)]
     return _sum([number(model.constant), *terms] if model.constant else terms)
 
 
-def _random(model: ScoreModel, kind: str) -> exp.Expression:
+def _random(model: ScoreModel, kind: str) -> exp.Expr:
     trees = []
     for a in range(len(model.T)):
-        effect: exp.Expression = column(effect_name(kind, a))
+        effect: exp.Expr = column(effect_name(kind, a))
         if kind == "u":
             effect = exp.Coalesce(this=effect, expressions=[exp.Literal.number(0)])
         trees.append(times([effect, _z(a)]))
     return _sum(trees)
 
 
-def _conditional_error(model: ScoreModel) -> exp.Expression:
+def _conditional_error(model: ScoreModel) -> exp.Expr:
     q = range(len(model.T))
     zero = exp.Literal.number(0)
-    moved: list[exp.Expression] = []
+    moved: list[exp.Expr] = []
     for f in range(len(model.beta)):
         pulls = [
             times([exp.Coalesce(this=column(effect_name("C", a, f)), expressions=[zero.copy()]), _z(a)]) for a in q
@@ -291,7 +287,7 @@ def _conditional_error(model: ScoreModel) -> exp.Expression:
     return _standard_error(model, moved, own)
 
 
-def _standard_error(model: ScoreModel, x: Sequence[exp.Expression], own: Sequence[exp.Expression]) -> exp.Expression:
+def _standard_error(model: ScoreModel, x: Sequence[exp.Expr], own: Sequence[exp.Expr]) -> exp.Expr:
     squares = []
     for row in model.root:
         terms = [times([number(r), x[f].copy()]) for f, r in enumerate(row) if r != 0.0]
@@ -300,5 +296,5 @@ def _standard_error(model: ScoreModel, x: Sequence[exp.Expression], own: Sequenc
     return exp.Sqrt(this=_sum([*squares, *own]))
 
 
-def _when(known: exp.Expression | None, tree: exp.Expression) -> exp.Expression:
+def _when(known: exp.Expr | None, tree: exp.Expr) -> exp.Expr:
     return tree if known is None else exp.Case(ifs=[exp.If(this=known.copy(), true=tree)])

@@ -18,17 +18,17 @@ PREVIEW_ROWS = 20_000
 class Tables:
     """The relations a model reads, as trees for FROM."""
 
-    rows: exp.Expression
-    level2: exp.Expression | None = None
+    rows: exp.Expr
+    level2: exp.Expr | None = None
 
 
-def types_step(relation: exp.Expression, candidates: Sequence[Candidate]) -> Step:
+def types_step(relation: exp.Expr, candidates: Sequence[Candidate]) -> Step:
     """Types of expressions, without reading a row: DESCRIBE one column per candidate."""
     query = exp.select(*[aliased(scalar(c.sql), f"c{i}") for i, c in enumerate(candidates)]).from_(relation.copy())
     return Step("types", "types of the model's columns", exp.Describe(this=query))
 
 
-def survey_step(relation: exp.Expression, inputs: Sequence[Input], table: str) -> Step:
+def survey_step(relation: exp.Expr, inputs: Sequence[Input], table: str) -> Step:
     """Count rows and, per input, values; mean, minimum and maximum of numbers.
 
     Row layout: rows, then for each input its count, and for a number also mean, minimum, maximum.
@@ -48,9 +48,9 @@ def survey_step(relation: exp.Expression, inputs: Sequence[Input], table: str) -
     return Step(f"survey of {table}", "rows, missing values, means, ranges", exp.select(*items).from_(relation.copy()))
 
 
-def irregular_step(relation: exp.Expression, inputs: Sequence[Input]) -> Step:
+def irregular_step(relation: exp.Expr, inputs: Sequence[Input]) -> Step:
     """Count NaN and infinite values of the named inputs, and the mean and range of their finite values."""
-    items: list[exp.Expression] = []
+    items: list[exp.Expr] = []
     for item in inputs:
         value = as_double(item.sql, item.dtype)
         finite = call("ISFINITE", value)
@@ -60,7 +60,9 @@ def irregular_step(relation: exp.Expression, inputs: Sequence[Input]) -> Step:
             *[_where(f(this=value.copy()), finite.copy()) for f in (exp.Avg, exp.Min, exp.Max)],
         ]
     named = [aliased(tree, f"c{i}") for i, tree in enumerate(items)]
-    return Step("survey of NaN and infinity", "counted because the survey met some", exp.select(*named).from_(relation.copy()))
+    return Step(
+        "survey of NaN and infinity", "counted because the survey met some", exp.select(*named).from_(relation.copy())
+    )
 
 
 def levels_step(tables: Tables, factors: Sequence[Input], incomplete: Sequence[Input]) -> Step:
@@ -81,64 +83,60 @@ def levels_step(tables: Tables, factors: Sequence[Input], incomplete: Sequence[I
             .group_by(scalar(factor.sql))
         )
         selects.append(grouped)
-    tree: exp.Expression = selects[0]
+    tree: exp.Expr = selects[0]
     for other in selects[1:]:
         tree = exp.Union(this=tree, expression=other, distinct=False)
     outer = exp.select("*").from_(exp.Subquery(this=tree, alias=exp.TableAlias(this=name("levels"))))
     return Step("factor levels", "levels with rows", outer.order_by(column("factor"), column("position")))
 
 
-def preview_step(relation: exp.Expression, schema: Schema, incomplete: Sequence[Input]) -> Step:
-    """Look at the first complete rows: which inputs vary within a group, and do groups lie together?
+def preview_step(relation: exp.Expr, schema: Schema, incomplete: Sequence[Input]) -> Step:
+    """Look at the first complete rows: which inputs vary within a group, whether groups lie together.
 
     Row layout: rows, groups, runs, then per predictor of the rows a boolean (varies within a group), then per number
     of the rows its standard deviation.
     """
     keys = schema.of_role("key")
-    candidates = [i for i in schema.of_role("numeric", "factor") if i.table == "rows"]
-    numbers = [i for i in schema.of_table("rows") if i.numeric]
-    inner = exp.select(
-        *[aliased(scalar(k.sql), f"k{i}") for i, k in enumerate(keys)],
-        *[aliased(scalar(c.sql), f"c{i}") for i, c in enumerate(candidates)],
-        *[aliased(as_double(x.sql, x.dtype), f"x{i}") for i, x in enumerate(numbers)],
-    ).from_(relation.copy())
-    filters = present([*incomplete, *keys])
-    inner = inner.where(*filters).limit(PREVIEW_ROWS)
-    key_columns = [column(f"k{i}") for i in range(len(keys))]
-    changed = exp.or_(
-        *[
-            exp.NullSafeNEQ(
-                this=k.copy(), expression=exp.Window(this=exp.Lag(this=k.copy()), over="OVER")
-            )
-            for k in key_columns
-        ]
+    read = [i for i in schema.of_table("rows") if i.role != "key"]
+    inner = (
+        exp.select(
+            *[aliased(scalar(k.sql), f"key {i}") for i, k in enumerate(keys)],
+            *[aliased(as_double(x.sql, x.dtype) if x.numeric else scalar(x.sql), f"x{i}") for i, x in enumerate(read)],
+        )
+        .from_(relation.copy())
+        .where(*present([*incomplete, *keys]))
+        .limit(PREVIEW_ROWS)
     )
+    key_columns = [column(f"key {i}") for i in range(len(keys))]
+    before = [exp.Window(this=exp.Lag(this=k.copy()), over="OVER") for k in key_columns]
+    changed = exp.or_(*[exp.NullSafeNEQ(this=k.copy(), expression=b) for k, b in zip(key_columns, before, strict=True)])
     runs = exp.select("*", aliased(changed, "starts")).from_(name("preview"))
+    candidates = [i for i, x in enumerate(read) if x.role in ("numeric", "factor")]
+    varies = [
+        aliased(exp.NEQ(this=exp.Min(this=column(f"x{i}")), expression=exp.Max(this=column(f"x{i}"))), f"x{i} varies")
+        for i in candidates
+    ]
     by_group = (
         exp.select(
             aliased(exp.Count(this=exp.Star()), "n"),
-            aliased(exp.CountIf(this=column("starts")), "runs"),
-            *[
-                aliased(
-                    exp.NEQ(this=exp.Min(this=column(f"c{i}")), expression=exp.Max(this=column(f"c{i}"))), f"v{i}"
-                )
-                for i in range(len(candidates))
-            ],
+            aliased(exp.CountIf(this=column("starts")), "starts"),
+            *varies,
         )
         .from_(name("runs"))
         .group_by(*[k.copy() for k in key_columns])
     )
-    spreads = [
-        exp.select(exp.StddevPop(this=column(f"x{i}"))).from_(name("preview")).subquery() for i in range(len(numbers))
-    ]
-    outer = exp.select(
+    found = exp.select(
         aliased(total_or_zero("n"), "rows"),
         aliased(exp.Count(this=exp.Star()), "groups"),
-        aliased(total_or_zero("runs"), "runs"),
-        *[aliased(call("BOOL_OR", column(f"v{i}")), f"v{i}") for i in range(len(candidates))],
-        *[aliased(s, f"s{i}") for i, s in enumerate(spreads)],
+        aliased(total_or_zero("starts"), "runs"),
+        *[aliased(call("BOOL_OR", column(f"x{i} varies")), f"x{i} varies") for i in candidates],
     ).from_(name("by_group"))
-    tree = outer.with_(name("preview"), as_=inner, materialized=True).with_(name("runs"), as_=runs)
+    numbers = [i for i, x in enumerate(read) if x.numeric]
+    spreads = exp.select(*[aliased(exp.StddevPop(this=column(f"x{i}")), f"x{i} spread") for i in numbers]).from_(
+        name("preview")
+    )
+    tree = exp.select("*").from_(found.subquery("found")).join(spreads.subquery("spreads"), join_type="cross")
+    tree = tree.with_(name("preview"), as_=inner, materialized=True).with_(name("runs"), as_=runs)
     return Step(
         "preview",
         f"first {PREVIEW_ROWS:,} rows: what varies within groups, whether groups lie together, spreads",
@@ -177,7 +175,7 @@ def level2_step(tables: Tables, schema: Schema) -> Step:
     return Step("survey of keys", "does the level2 table have each group once", tree)
 
 
-def total_or_zero(identifier: str) -> exp.Expression:
+def total_or_zero(identifier: str) -> exp.Expr:
     """`COALESCE(SUM(x), 0)`."""
     return exp.Coalesce(this=exp.Sum(this=column(identifier)), expressions=[exp.Literal.number(0)])
 
@@ -187,10 +185,10 @@ def may_be_irregular(inputs: Sequence[Input]) -> list[Input]:
     return [i for i in inputs if i.numeric and is_floating(i.dtype)]
 
 
-def _where(aggregate: exp.Expression, condition: exp.Expression) -> exp.Expression:
+def _where(aggregate: exp.Expr, condition: exp.Expr) -> exp.Expr:
     return exp.Filter(this=aggregate, expression=exp.Where(this=condition))
 
 
-def _position(factor: Input) -> exp.Expression:
+def _position(factor: Input) -> exp.Expr:
     """A sortable stand-in for the level: its place in an ENUM's declaration or among the sorted values."""
     return exp.Window(this=exp.RowNumber(), order=exp.Order(expressions=[exp.Ordered(this=scalar(factor.sql))]))

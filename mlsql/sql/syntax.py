@@ -14,12 +14,12 @@ DIALECT = "duckdb"
 
 
 @lru_cache(maxsize=4096)
-def _parsed(sql: str) -> exp.Expression:
-    tree: exp.Expression = sqlglot.parse_one(sql, dialect=DIALECT)
+def _parsed(sql: str) -> exp.Expr:
+    tree: exp.Expr = sqlglot.parse_one(sql, dialect=DIALECT)
     return tree
 
 
-def scalar(sql: str) -> exp.Expression:
+def scalar(sql: str) -> exp.Expr:
     """The tree of a validated scalar expression; in parentheses unless it binds tightly by itself."""
     tree = _parsed(sql).copy()
     if isinstance(tree, exp.Column | exp.Func | exp.Cast | exp.Paren | exp.Literal | exp.Case):
@@ -37,19 +37,19 @@ def column(identifier: str, table: str | None = None) -> exp.Column:
     return exp.Column(this=name(identifier), table=None if table is None else name(table))
 
 
-def number(value: float) -> exp.Expression:
+def number(value: float) -> exp.Expr:
     """A numeric literal that reads back as the same double."""
     text = repr(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
     return exp.Literal.number(text) if value >= 0 else exp.Neg(this=exp.Literal.number(text[1:]))
 
 
-def as_double(sql: str, dtype: str) -> exp.Expression:
+def as_double(sql: str, dtype: str) -> exp.Expr:
     """The expression in double precision, cast only where its type is another."""
     tree = scalar(sql)
     return tree if dtype.upper() == "DOUBLE" else exp.cast(tree, exp.DataType.Type.DOUBLE)
 
 
-def shifted(tree: exp.Expression, shift: float) -> exp.Expression:
+def shifted(tree: exp.Expr, shift: float) -> exp.Expr:
     """`tree - shift`, or the tree itself for a shift of zero."""
     if shift == 0:
         return tree
@@ -58,7 +58,7 @@ def shifted(tree: exp.Expression, shift: float) -> exp.Expression:
     return exp.Sub(this=tree, expression=number(shift))
 
 
-def times(factors: Sequence[exp.Expression]) -> exp.Expression:
+def times(factors: Sequence[exp.Expr]) -> exp.Expr:
     """A product, left to right."""
     result = factors[0]
     for factor in factors[1:]:
@@ -66,17 +66,17 @@ def times(factors: Sequence[exp.Expression]) -> exp.Expression:
     return result
 
 
-def total(tree: exp.Expression) -> exp.Expression:
+def total(tree: exp.Expr) -> exp.Expr:
     """`SUM(tree)`."""
     return exp.Sum(this=tree)
 
 
-def call(function: str, *arguments: exp.Expression) -> exp.Expression:
+def call(function: str, *arguments: exp.Expr) -> exp.Expr:
     """A function by its name, as the engine spells it."""
     return exp.Anonymous(this=function, expressions=list(arguments))
 
 
-def aliased(tree: exp.Expression, alias: str) -> exp.Expression:
+def aliased(tree: exp.Expr, alias: str) -> exp.Expr:
     """`tree AS "alias"`."""
     return exp.alias_(tree, name(alias))
 
@@ -86,9 +86,9 @@ def is_floating(dtype: str) -> bool:
     return dtype.upper() in ("DOUBLE", "FLOAT")
 
 
-def present(inputs: Iterable[Input]) -> list[exp.Expression]:
+def present(inputs: Iterable[Input]) -> list[exp.Expr]:
     """Conditions that each input has a value: not NULL and, for floating types, not NaN."""
-    conditions: list[exp.Expression] = []
+    conditions: list[exp.Expr] = []
     for item in inputs:
         conditions.append(exp.not_(exp.Is(this=scalar(item.sql), expression=exp.Null())))
         if is_floating(item.dtype):
@@ -96,7 +96,7 @@ def present(inputs: Iterable[Input]) -> list[exp.Expression]:
     return conditions
 
 
-def render(tree: exp.Expression) -> str:
+def render(tree: exp.Expr) -> str:
     """Readable SQL text."""
     return tree.sql(dialect=DIALECT, pretty=True)
 

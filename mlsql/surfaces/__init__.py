@@ -1,0 +1,1 @@
+"""Front doors that forward to the pipeline and hold no statistics."""
