@@ -62,9 +62,9 @@ class Design:
     sources : tuple of Monomial
         Products of bases whose sums the query delivers: the constant first, the outcome last.
     per_group : tuple of int
-        Positions in `sources` whose products with every source are summed by group, beside all plain sums.
+        Positions in `sources` whose products with every source the model needs by group, beside all plain sums.
     layout : {"lean", "full"}
-        lean: other products in a pooled query of their own.  full: everything by group in one scan.
+        Where the other products come from.  lean: a pooled query of their own.  full: the query by group, one scan.
     group_values : tuple of Variable
         Values that are one per group, read from the rows (checked) or from the level-2 table.
     means : tuple of str
@@ -173,10 +173,8 @@ def _with_sources(
     per_group |= {p.monomial for pieces in fixed.pieces for p in pieces if p.varies}
     layout: Layout = "lean"
     if survey is not None and (survey.preview.clustered or survey.rows <= SMALL):
-        layout, per_group = "full", set(sources)
+        layout = "full"
     sources.append((outcome.sql,))
-    if layout == "full":
-        per_group.add((outcome.sql,))
     return Design(
         spec=spec,
         schema=schema,

@@ -44,16 +44,16 @@ class MomentColumns:
 def moment_columns(design: Design) -> MomentColumns:
     """Which sums the queries deliver, in order."""
     last = len(design.sources)
-    chosen = set(design.per_group)
+    chosen, full = set(design.per_group), design.layout == "full"
     pairs = [(a, b) for a in range(1, last) for b in range(a, last)]
     weighted = design.schema.weight is not None
     return MomentColumns(
         n_keys=len(design.keys),
         weighted=weighted,
         sums=tuple(range(1, last)),
-        products=tuple((a, b) for a, b in pairs if a in chosen or b in chosen),
+        products=tuple((a, b) for a, b in pairs if full or a in chosen or b in chosen),
         means=design.means if weighted else (),
         checked=tuple(v for v in design.group_values if v.origin == "rows"),
         joined=tuple(v for v in design.group_values if v.origin == "level2"),
-        pooled=tuple((a, b) for a, b in pairs if a not in chosen and b not in chosen),
+        pooled=tuple((a, b) for a, b in pairs if not full and a not in chosen and b not in chosen),
     )

@@ -95,12 +95,13 @@ def pack(design: Design, by_group: pa.Table, pooled: pa.Table | None) -> tuple[M
         log_weights = float(_floats(next(columns)).sum())
     for s in layout.sums:
         sums[s] = _floats(next(columns))
-    products = np.empty((len(design.per_group), S, J))
+    products, totals = np.empty((len(design.per_group), S, J)), np.zeros((S, S))
     position = {s: d for d, s in enumerate(design.per_group)}
     for d, s in enumerate(design.per_group):
         products[d, 0] = sums[s]
     for a, b in layout.products:
         values = _floats(next(columns))
+        totals[a, b] = totals[b, a] = values.sum()
         if a in position:
             products[position[a], b] = values
         if b in position:
@@ -116,7 +117,10 @@ def pack(design: Design, by_group: pa.Table, pooled: pa.Table | None) -> tuple[M
     groups += [_floats(next(columns)) for _ in layout.joined]
     order = {v: i for i, v in enumerate((*layout.checked, *layout.joined))}
     values = np.array([groups[order[v]] for v in design.group_values]).reshape(len(groups), J)
-    totals = _pooled(design, sums, products, pooled)
+    totals[0] = totals[:, 0] = sums.sum(axis=1)
+    if pooled is not None:
+        for (a, b), column in zip(layout.pooled, pooled.columns, strict=True):
+            totals[a, b] = totals[b, a] = _floats(column)[0]
     keys = by_group.select(list(range(layout.n_keys)))
     return Moments(keys, n, log_weights, sums, products, totals, means, values), frozenset(varying)
 
@@ -126,18 +130,6 @@ def _means(design: Design, sums: Array, n: IntArray, unweighted: list[Array]) ->
     if not unweighted:
         unweighted = [sums[index[(sql,)]] for sql in design.means]
     return np.array([total / n for total in unweighted]).reshape(len(design.means), len(n))
-
-
-def _pooled(design: Design, sums: Array, products: Array, pooled: pa.Table | None) -> Array:
-    S = len(design.sources)
-    totals = np.zeros((S, S))
-    totals[0] = totals[:, 0] = sums.sum(axis=1)
-    for d, s in enumerate(design.per_group):
-        totals[s] = totals[:, s] = products[d].sum(axis=1)
-    if pooled is not None:
-        for (a, b), column in zip(moment_columns(design).pooled, pooled.columns, strict=True):
-            totals[a, b] = totals[b, a] = _floats(column)[0]
-    return totals
 
 
 def _floats(column: pa.ChunkedArray) -> Array:

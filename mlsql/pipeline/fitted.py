@@ -78,6 +78,11 @@ class Fit:
         """One row: rows, groups, deviance, information criteria, status."""
         return tables.fit_statistics_table(self.estimates)
 
+    @property
+    def survey(self) -> pl.DataFrame:
+        """One row per column of the model: type, level, missing values, range, factor levels, pivot."""
+        return tables.survey_table(self.estimates)
+
     def group_effects(self, group: str | None = None) -> pl.DataFrame:
         """Effects of every group.
 

@@ -16,6 +16,7 @@ def advice(estimates: Estimates) -> tuple[str, ...]:
     1. The status, when it is not plain convergence.
     2. Which variances are zero and which correlations +-1.
     3. Groups without a least-squares estimate, when they are not few.
+    4. Predictors that are never 0, where the intercept and its variance describe no observed group.
     """
     found: list[str] = []
     # 1
@@ -36,4 +37,22 @@ def advice(estimates: Estimates) -> tuple[str, ...]:
             f"only {used:,} of {groups:,} groups determine every random coefficient by their own data; "
             "chi-square tests and reliabilities speak for those"
         )
+    # 4
+    never = _never_zero(estimates)
+    if never and "(Intercept)" in (*estimates.fixed_names, *names):
+        found.append(
+            f"0 lies outside the range of {', '.join(never)}: the intercept and its variance describe a value that no "
+            "row has; centre the predictor to place them"
+        )
     return tuple(found)
+
+
+def _never_zero(estimates: Estimates) -> list[str]:
+    """Uncentred numeric predictors whose range excludes 0."""
+    survey = estimates.design.survey
+    if survey is None:
+        return []
+    columns = (*estimates.design.fixed.columns, *estimates.design.random)
+    natural = {v.sql for c in columns for v in c.variables if v.centering == "none" and v.origin != "group_mean"}
+    inside = [c for c in survey.columns if c.input.role == "numeric" and c.input.sql in natural]
+    return [c.input.name for c in inside if c.minimum > 0 or c.maximum < 0]

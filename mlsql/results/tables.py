@@ -146,6 +146,42 @@ def fit_statistics_table(estimates: Estimates) -> pl.DataFrame:
     )
 
 
+def survey_table(estimates: Estimates) -> pl.DataFrame:
+    """One row per input of the model: what the survey found.
+
+    Columns: column, role, in_table, type, level (2: one value per group; null for keys and weights), rows, nulls, nans,
+    mean, minimum, maximum (numbers, of the finite values), levels (factors), pivot (subtracted in the query).
+    """
+    import polars as pl
+
+    design, survey = estimates.design, estimates.design.survey
+    assert survey is not None
+    upper = {v.source for c in (*design.fixed.columns, *design.random) for v in c.level2 if v.origin != "group_mean"}
+    rows = []
+    for found in survey.columns:
+        item, numeric = found.input, found.input.numeric
+        predictor = item.role in ("numeric", "factor")
+        rows.append(
+            {
+                "column": item.name,
+                "role": item.role,
+                "in_table": "data" if item.table == "rows" else "level2",
+                "type": item.dtype,
+                "level": (2 if item.sql in upper else 1) if predictor or item.role == "outcome" else None,
+                "rows": found.rows,
+                "nulls": found.nulls,
+                "nans": found.nans,
+                "mean": found.mean if numeric else None,
+                "minimum": found.minimum if numeric else None,
+                "maximum": found.maximum if numeric else None,
+                "levels": ", ".join(survey.levels[item.sql]) if item.role == "factor" else None,
+                "pivot": survey.pivot(item.sql) if numeric and item.role != "weight" else None,
+            }
+        )
+    numbers = dict.fromkeys(("mean", "minimum", "maximum", "pivot"), pl.Float64)
+    return pl.DataFrame(rows, schema_overrides=numbers | {"level": pl.Int64, "levels": pl.String})
+
+
 def correlation(T: Array, a: int, b: int) -> float:
     """Correlation of two random coefficients, nan when one does not vary."""
     scale = float(np.sqrt(T[a, a] * T[b, b]))
