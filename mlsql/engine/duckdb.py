@@ -43,12 +43,15 @@ class DuckDBEngine:
     run : callable
         Statement to relation: the connection's own `sql`, or a relation's `query`, which runs where the relation lives.
     progress : callable or None
+    foreign : bool
+        Statements run on a relation's connection that the user did not pass.
     log : list of Executed
     """
 
     con: duckdb.DuckDBPyConnection
     run: Callable[[str], duckdb.DuckDBPyRelation]
     progress: Progress | None = None
+    foreign: bool = False
     log: list[Executed] = field(default_factory=list)
 
     def query(self, step: Step) -> pa.Table:
@@ -95,7 +98,17 @@ class DuckDBEngine:
 
     @contextmanager
     def registered(self, label: str, table: pa.Table) -> Iterator[None]:
-        """A small result table made visible to statements."""
+        """A small result table made visible to statements.
+
+        Raises
+        ------
+        DataError
+            When statements run on a relation's connection, which is not at hand.
+        """
+        if self.foreign:
+            raise DataError(
+                "predictions and residuals of a DuckDB relation need con=, the connection that made the relation"
+            )
         try:
             self.con.register(label, table)
         except duckdb.Error as error:
@@ -175,7 +188,8 @@ def default_connection() -> duckdb.DuckDBPyConnection:
     with _lock:
         if _default is None:
             _default = duckdb.connect(":memory:")
-            _default.execute("SET enable_progress_bar = false")
+            # without this, a table name could find a Python variable of ours
+            _default.execute("SET python_enable_replacements = false")
         return _default.cursor()
 
 
@@ -199,7 +213,9 @@ def open_engine(
     with ExitStack() as stack:
         for source in sources:
             stack.enter_context(source.attached(connection))
-        yield DuckDBEngine(connection, _runner(connection, relations), progress)
+        yield DuckDBEngine(
+            connection, _runner(connection, relations), progress, foreign=bool(relations) and con is None
+        )
 
 
 def _runner(con: duckdb.DuckDBPyConnection, relations: Sequence[Source]) -> Callable[[str], duckdb.DuckDBPyRelation]:

@@ -19,7 +19,7 @@ from mlsql.moments.statistics import Statistics, assemble
 from mlsql.optimise.search import optimise
 from mlsql.pipeline.analysis import Analysis, analyse
 from mlsql.pipeline.fitted import Fit
-from mlsql.pipeline.prepare import make_inputs
+from mlsql.pipeline.prepare import Inputs, make_inputs
 from mlsql.results.advice import advice
 from mlsql.results.estimates import Estimates
 from mlsql.status import Status
@@ -166,9 +166,9 @@ def _spec(formula: str | ModelSpec, method: Method, weights: str | None, groups:
     return formula
 
 
-def _fit(estimates: Estimates, analysis: Analysis, inputs: object, seconds: Mapping[str, float]) -> Fit:
+def _fit(estimates: Estimates, analysis: Analysis, inputs: Inputs, seconds: Mapping[str, float]) -> Fit:
     warnings = (*analysis.warnings, *advice(estimates))
-    return Fit(estimates, inputs, analysis.plan, analysis.dropped, warnings, dict(seconds))  # type: ignore[arg-type]
+    return Fit(estimates, inputs, analysis.plan, analysis.dropped, warnings, dict(seconds))
 
 
 def _given_factor(statistics: Statistics, T: Array, sigma2: float) -> Array:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Fit:
     """A fitted (or evaluated) model.  Immutable; tables are made when asked for.
 
@@ -202,6 +202,12 @@ class Fit:
 
     def __str__(self) -> str:
         return self.summary()
+
+    def __repr__(self) -> str:
+        return (
+            f"<mlsql.Fit {self.spec.formula}; {self.spec.method}, {self.n_rows:,} rows, {self.n_groups:,} groups, "
+            f"deviance {self.deviance:.3f}, {self.status.label}>"
+        )
 
     def predict(
         self,
