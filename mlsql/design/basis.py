@@ -36,12 +36,14 @@ class Piece:
 
 
 def pivotable(parts: Iterable[tuple[Column, ...]]) -> frozenset[Variable]:
-    """Variables whose pivot every part can absorb."""
+    """Variables whose pivot every part can absorb; centring within groups removes any pivot by itself."""
     good: dict[Variable, bool] = {}
     for part in parts:
         sets = {frozenset(c.variables) for c in part}
         for column in part:
             for variable in column.variables:
+                if variable.centering == "group":
+                    continue
                 inside = column.without(variable) in sets and column.variables.count(variable) == 1
                 good[variable] = good.get(variable, True) and inside
     return frozenset(v for v, inside in good.items() if inside)

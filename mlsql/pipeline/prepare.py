@@ -75,8 +75,8 @@ def make_schema(spec: ModelSpec, inputs: Inputs, engine: DuckDBEngine) -> Schema
         if relation is not None and chosen:
             types = _types(engine, relation, chosen)
             found += [classify(c, t) for c, t in zip(chosen, types, strict=True)]
-    order = {(c.sql, c.role if c.role != "numeric" else "x", c.categorical): i for i, c in enumerate(candidates)}
-    found.sort(key=lambda i: min(p for (sql, _, _), p in order.items() if sql == i.sql))
+    position = {c.sql: i for i, c in reversed(list(enumerate(candidates)))}
+    found.sort(key=lambda item: position[item.sql])
     return Schema(tuple(dict.fromkeys(found)), level2 is not None, warnings)
 
 

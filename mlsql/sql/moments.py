@@ -11,6 +11,11 @@ from mlsql.sql.plan import Step
 from mlsql.sql.survey import Tables
 from mlsql.sql.syntax import aliased, as_double, column, name, present, scalar, shifted, times, total, unique
 
+ROWS, GROUPS, LEVEL2 = "mlsql_rows", "mlsql_groups", "mlsql_level2"
+"""Common tables of the statements.  Prefixed: a user's own table of the same name would be shadowed."""
+
+WEIGHT = "mlsql weight"
+
 
 def moments_steps(design: Design, tables: Tables) -> tuple[Step, ...]:
     """The query by group and, in the lean layout, the pooled query."""
@@ -50,9 +55,6 @@ def model_rows(design: Design, tables: Tables, *, keys: bool) -> exp.Select:
     if conditions:
         query = query.where(*conditions)
     return _matched(query, design, tables)
-
-
-WEIGHT = "mlsql weight"
 
 
 def complete_rows(design: Design) -> list[exp.Expr]:
@@ -131,27 +133,25 @@ def _by_group(design: Design, columns: MomentColumns, tables: Tables) -> exp.Exp
     for variable in columns.checked:
         items.append(aliased(exp.Min(this=column(values[variable])), f"min of {values[variable]}"))
         items.append(aliased(exp.Max(this=column(values[variable])), f"max of {values[variable]}"))
-    grouped = exp.select(*items).from_(name("model_rows")).group_by(*[k.copy() for k in keys])
+    grouped = exp.select(*items).from_(name(ROWS)).group_by(*[k.copy() for k in keys])
     rows = model_rows(design, tables, keys=True)
     if not columns.joined:
-        return grouped.order_by(*[k.copy() for k in keys]).with_(name("model_rows"), as_=rows)
-    on = exp.and_(
-        *[exp.EQ(this=column(k.name, "group_moments"), expression=column(k.name, "level2")) for k in design.keys]
-    )
+        return grouped.order_by(*[k.copy() for k in keys]).with_(name(ROWS), as_=rows)
+    on = exp.and_(*[exp.EQ(this=column(k.name, GROUPS), expression=column(k.name, LEVEL2)) for k in design.keys])
     outer = (
         exp.select(
-            exp.Column(this=exp.Star(), table=name("group_moments")),
-            *[column(values[v], "level2") for v in columns.joined],
+            exp.Column(this=exp.Star(), table=name(GROUPS)),
+            *[column(values[v], LEVEL2) for v in columns.joined],
         )
-        .from_(name("group_moments"))
-        .join(exp.Table(this=name("level2")), on=on)
-        .order_by(*[column(k.name, "group_moments") for k in design.keys])
+        .from_(name(GROUPS))
+        .join(exp.Table(this=name(LEVEL2)), on=on)
+        .order_by(*[column(k.name, GROUPS) for k in design.keys])
     )
-    outer = outer.with_(name("model_rows"), as_=rows).with_(name("group_moments"), as_=grouped)
-    return outer.with_(name("level2"), as_=complete_level2(design, tables))
+    outer = outer.with_(name(ROWS), as_=rows).with_(name(GROUPS), as_=grouped)
+    return outer.with_(name(LEVEL2), as_=complete_level2(design, tables))
 
 
 def _pooled(design: Design, columns: MomentColumns, tables: Tables) -> exp.Expr:
     items = [_pair(design, pair) for pair in columns.pooled]
     rows = model_rows(design, tables, keys=False)
-    return exp.select(*items).from_(name("model_rows")).with_(name("model_rows"), as_=rows)
+    return exp.select(*items).from_(name(ROWS)).with_(name(ROWS), as_=rows)

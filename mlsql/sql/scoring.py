@@ -152,8 +152,8 @@ RESIDUAL_COLUMNS = ("residual_population", "residual", "residual_ols", "residual
 
 def _final(query: ScoreQuery, items: Mapping[str, exp.Expr]) -> exp.Select:
     kept = [column(c) for c in query.columns]
-    select = exp.select(*kept, *[aliased(tree, label) for label, tree in items.items()]).from_(name("scored"))
-    return select.with_(name("scored"), as_=_scored(query))
+    select = exp.select(*kept, *[aliased(tree, label) for label, tree in items.items()]).from_(name("mlsql_scored"))
+    return select.with_(name("mlsql_scored"), as_=_scored(query))
 
 
 def _scored(query: ScoreQuery) -> exp.Select:

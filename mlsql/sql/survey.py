@@ -13,6 +13,9 @@ from mlsql.sql.syntax import aliased, as_double, call, column, is_floating, name
 
 PREVIEW_ROWS = 20_000
 
+PREVIEW, RUNS, BY_GROUP = "mlsql_preview", "mlsql_runs", "mlsql_by_group"
+KEYS, DATA_GROUPS = "mlsql_level2_keys", "mlsql_data_groups"
+
 
 @dataclass(frozen=True, slots=True)
 class Tables:
@@ -110,7 +113,7 @@ def preview_step(relation: exp.Expr, schema: Schema, incomplete: Sequence[Input]
     key_columns = [column(f"key {i}") for i in range(len(keys))]
     before = [exp.Window(this=exp.Lag(this=k.copy()), over="OVER") for k in key_columns]
     changed = exp.or_(*[exp.NullSafeNEQ(this=k.copy(), expression=b) for k, b in zip(key_columns, before, strict=True)])
-    runs = exp.select("*", aliased(changed, "starts")).from_(name("preview"))
+    runs = exp.select("*", aliased(changed, "starts")).from_(name(PREVIEW))
     candidates = [i for i, x in enumerate(read) if x.role in ("numeric", "factor")]
     varies = [
         aliased(exp.NEQ(this=exp.Min(this=column(f"x{i}")), expression=exp.Max(this=column(f"x{i}"))), f"x{i} varies")
@@ -122,7 +125,7 @@ def preview_step(relation: exp.Expr, schema: Schema, incomplete: Sequence[Input]
             aliased(exp.CountIf(this=column("starts")), "starts"),
             *varies,
         )
-        .from_(name("runs"))
+        .from_(name(RUNS))
         .group_by(*[k.copy() for k in key_columns])
     )
     found = exp.select(
@@ -130,17 +133,17 @@ def preview_step(relation: exp.Expr, schema: Schema, incomplete: Sequence[Input]
         aliased(exp.Count(this=exp.Star()), "groups"),
         aliased(total_or_zero("starts"), "runs"),
         *[aliased(call("BOOL_OR", column(f"x{i} varies")), f"x{i} varies") for i in candidates],
-    ).from_(name("by_group"))
+    ).from_(name(BY_GROUP))
     numbers = [i for i, x in enumerate(read) if x.numeric]
     spreads = exp.select(*[aliased(exp.StddevPop(this=column(f"x{i}")), f"x{i} spread") for i in numbers]).from_(
-        name("preview")
+        name(PREVIEW)
     )
     tree = exp.select("*").from_(found.subquery("found")).join(spreads.subquery("spreads"), join_type="cross")
-    tree = tree.with_(name("preview"), as_=inner, materialized=True).with_(name("runs"), as_=runs)
+    tree = tree.with_(name(PREVIEW), as_=inner, materialized=True).with_(name(RUNS), as_=runs)
     return Step(
         "preview",
         f"first {PREVIEW_ROWS:,} rows: what varies within groups, whether groups lie together, spreads",
-        tree.with_(name("by_group"), as_=by_group),
+        tree.with_(name(BY_GROUP), as_=by_group),
     )
 
 
@@ -162,16 +165,16 @@ def level2_step(tables: Tables, schema: Schema) -> Step:
     match = exp.and_(*[exp.EQ(this=column(c, "a"), expression=column(c, "b")) for c in columns])
     unmatched = (
         exp.select(exp.Coalesce(this=exp.Sum(this=column("n", "a")), expressions=[exp.Literal.number(0)]))
-        .from_(exp.Table(this=name("data_groups"), alias=exp.TableAlias(this=name("a"))))
-        .join(exp.Table(this=name("level2_keys"), alias=exp.TableAlias(this=name("b"))), on=match, join_type="anti")
+        .from_(exp.Table(this=name(DATA_GROUPS), alias=exp.TableAlias(this=name("a"))))
+        .join(exp.Table(this=name(KEYS), alias=exp.TableAlias(this=name("b"))), on=match, join_type="anti")
     )
-    distinct = exp.select(*[column(c) for c in columns]).from_(name("level2_keys")).distinct().subquery("d")
+    distinct = exp.select(*[column(c) for c in columns]).from_(name(KEYS)).distinct().subquery("d")
     tree = exp.select(
-        aliased(exp.select(exp.Count(this=exp.Star())).from_(name("level2_keys")).subquery(), "rows"),
+        aliased(exp.select(exp.Count(this=exp.Star())).from_(name(KEYS)).subquery(), "rows"),
         aliased(exp.select(exp.Count(this=exp.Star())).from_(distinct).subquery(), "keys"),
         aliased(unmatched.subquery(), "unmatched"),
     )
-    tree = tree.with_(name("level2_keys"), as_=upper).with_(name("data_groups"), as_=lower)
+    tree = tree.with_(name(KEYS), as_=upper).with_(name(DATA_GROUPS), as_=lower)
     return Step("survey of keys", "does the level2 table have each group once", tree)
 
 
