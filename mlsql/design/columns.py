@@ -13,7 +13,7 @@ from sqlglot import exp
 from mlsql._typing import Centering
 from mlsql.design.schema import Input, Schema
 from mlsql.errors import DesignError
-from mlsql.formula.terms import Atom, Term
+from mlsql.formula.terms import INTERCEPT, Atom, Term
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +88,17 @@ def code_terms(terms: tuple[Term, ...], variables: Mapping[Atom, tuple[Variable,
     variables : mapping of Atom to tuple of Variable
         One variable for a number; one per level, reference first, for a factor.
     """
-    present = {frozenset(t.atoms) for t in terms}
+    present = set(terms)
     columns: list[Column] = []
     for term in terms:
         choices = []
         for atom in term.atoms:
             coded = variables[atom]
-            reduced = len(coded) > 1 and frozenset(term.atoms) - {atom} in present
+            reduced = len(coded) > 1 and Term(tuple(a for a in term.atoms if a != atom)) in present
             choices.append(coded[1:] if reduced else coded)
+            if len(coded) > 1 and not reduced and len(term.atoms) == 1:
+                # a full set of indicators sums to the intercept: the next factor is coded beside it
+                present.add(INTERCEPT)
         # the first atom's levels run fastest, as in R
         columns.extend(Column(tuple(reversed(combination))) for combination in product(*reversed(choices)))
     return tuple(columns)

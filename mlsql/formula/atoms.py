@@ -72,6 +72,16 @@ def call_atom(name: str, text: str, inner: str, arguments: Sequence[Sequence[Tok
     return sql_atom(text, shown)
 
 
+def offset_atom(argument: Sequence[Token], source: str) -> Atom:
+    """The atom of `offset(...)`: one number per row, as it is."""
+    atom = _inner_atom(argument, source)
+    if atom.kind != "value" or atom.centering != "none" or atom.categorical:
+        raise FormulaError(
+            "an offset is subtracted as it is: give it a column or an expression, not centred, no factor"
+        )
+    return atom
+
+
 def _argument_text(argument: Sequence[Token], source: str) -> str:
     return source[argument[0].start : argument[-1].end + 1]
 

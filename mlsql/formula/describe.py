@@ -28,19 +28,16 @@ def coefficient_equations(spec: ModelSpec, level2: Collection[str] = ()) -> tupl
         Names of predictors that are constant within groups.  Group means always are; without data nothing else
         is known to be, so a predictor not listed counts as level 1.
     """
-    split: dict[frozenset[Atom], list[Term]] = {}
-    predictors: dict[frozenset[Atom], Term] = {}
+    split: dict[Term, list[Term]] = {}
     for term in spec.fixed:
         lower = Term(tuple(a for a in term.atoms if not _is_level2(a, level2)))
         upper = Term(tuple(a for a in term.atoms if _is_level2(a, level2)))
-        split.setdefault(frozenset(lower.atoms), []).append(upper)
-        predictors.setdefault(frozenset(lower.atoms), lower)
-    random = {frozenset(t.atoms): t for b in spec.random for t in b.terms}
-    for key, term in random.items():
-        predictors.setdefault(key, term)
-        split.setdefault(key, [])
-    ordered = sorted(predictors.items(), key=lambda item: len(item[1].atoms))
-    return tuple(CoefficientEquation(term, tuple(split[key]), key in random) for key, term in ordered)
+        split.setdefault(lower, []).append(upper)
+    random = [t for b in spec.random for t in b.terms]
+    for term in random:
+        split.setdefault(term, [])
+    ordered = sorted(split, key=lambda term: len(term.atoms))
+    return tuple(CoefficientEquation(term, tuple(split[term]), term in random) for term in ordered)
 
 
 def level_equations(spec: ModelSpec, level2: Collection[str] = ()) -> str:

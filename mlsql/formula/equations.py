@@ -53,7 +53,12 @@ def parse_equations(text: str, groups: str | None) -> ParsedFormula:
         raise FormulaError(f"{lines[0]!r} is neither a formula (it has no '~') nor an equation (it has no '=')")
     if groups is None:
         raise FormulaError("level equations do not name their groups; pass groups='school' as well")
-    level1, level2 = _read(lines[0]), {e.left: e for e in map(_read, lines[1:])}
+    level1, equations = _read(lines[0]), [_read(line) for line in lines[1:]]
+    level2 = {e.left: e for e in equations}
+    if len(level2) < len(equations):
+        names = [e.left for e in equations]
+        twice = next(n for i, n in enumerate(names) if n in names[:i])
+        raise FormulaError(f"{twice} has two equations; keep one")
     intercepts = [s for s in level1.loose if s in level2]
     residuals = [s for s in level1.loose if s not in level2]
     if len(intercepts) > 1 or len(residuals) > 1 or not all(_RESIDUAL.fullmatch(s) for s in residuals):
@@ -91,6 +96,8 @@ def _assemble(outcome: str, groups: str, coefficients: dict[str, Term], level2: 
     ordered = sorted((Term(tuple(sorted(t.atoms, key=seen.__getitem__))) for t in fixed), key=lambda t: len(t.atoms))
     # the group's and the outcome's text go through the formula parser, which knows quoting and a:b
     frame = parse_formula(f"{outcome} ~ 1 + (1 | {groups})")
+    if len(frame.random) != 1 or frame.fixed != (INTERCEPT,):
+        raise FormulaError(f"groups={groups!r} is not a grouping column; write 'school', or 'country:school'")
     blocks = (RandomBlock(tuple(random), frame.random[0].keys),) if random else ()
     return ParsedFormula(frame.outcome, tuple(ordered), blocks)
 
@@ -110,7 +117,10 @@ def _read(line: str) -> _Equation:
             continue
         if symbol in equation.slopes:
             raise FormulaError(f"{line!r}: the coefficient {symbol} is used twice")
-        equation.slopes[symbol] = _predictor(rest, line)
+        predictor = _predictor(rest, line)
+        if predictor in equation.slopes.values():
+            raise FormulaError(f"{line!r}: the predictor {predictor.name} has two coefficients; keep one")
+        equation.slopes[symbol] = predictor
     return equation
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 from mlsql.errors import FormulaError
-from mlsql.formula.atoms import call_atom, column_atom, split_arguments, sql_atom
+from mlsql.formula.atoms import call_atom, column_atom, offset_atom, split_arguments, sql_atom
 from mlsql.formula.terms import INTERCEPT, Atom, RandomBlock, Term
 from mlsql.formula.tokens import Token, double_quotes, tokenize
 
@@ -39,20 +39,16 @@ class _Sum:
     def add(self, term: Term) -> None:
         if term == INTERCEPT:
             self.intercept = True
-        elif not any(term.same_as(t) for t in self.terms):
+        elif term not in self.terms:
             self.terms.append(term)
 
     def remove(self, term: Term) -> None:
         if term == INTERCEPT:
             self.intercept = False
-        self.terms = [t for t in self.terms if not t.same_as(term)]
+        self.terms = [t for t in self.terms if t != term]
 
-    def ordered(self, implied_intercept: bool = True) -> tuple[Term, ...]:
-        """Main effects first, then products by degree; atoms in order of first appearance (R's order)."""
-        seen: dict[Atom, int] = {}
-        for term in self.terms:
-            for atom in term.atoms:
-                seen.setdefault(atom, len(seen))
+    def ordered(self, seen: dict[Atom, int], implied_intercept: bool = True) -> tuple[Term, ...]:
+        """Main effects first, then products by degree; atoms in the order in which the formula names them (R's)."""
         terms = [Term(tuple(sorted(t.atoms, key=seen.__getitem__))) for t in self.terms]
         terms.sort(key=lambda t: len(t.atoms))
         intercept = implied_intercept if self.intercept is None else self.intercept
@@ -78,6 +74,7 @@ class _Parser:
         self.random: list[RandomBlock] = []
         self.offsets: list[Atom] = []
         self.depth = 0
+        self.seen: dict[Atom, int] = {}
 
     @property
     def next(self) -> Token:
@@ -108,7 +105,7 @@ class _Parser:
         fixed = self.sum()
         if self.next.kind != "end":
             raise self.fail(f"unexpected {self.next.text!r}")
-        return ParsedFormula(outcome, fixed.ordered(), tuple(self.random), tuple(self.offsets))
+        return ParsedFormula(outcome, fixed.ordered(self.seen), tuple(self.random), tuple(self.offsets))
 
     def outcome(self, tilde: int) -> Atom:
         tokens = self.tokens[:tilde]
@@ -125,6 +122,7 @@ class _Parser:
         while True:
             start = self.next
             zero = start.kind == "number" and start.text == "0"
+            apart = len(self.random) + len(self.offsets)
             if zero:
                 self.take()
                 total.intercept = sign == "-"
@@ -134,6 +132,8 @@ class _Parser:
                         total.add(term)
                     else:
                         total.remove(term)
+            if sign == "-" and len(self.random) + len(self.offsets) > apart:
+                raise self.fail("a random term or an offset cannot be taken away; leave it out", start)
             if self.next.kind not in {"+", "-"}:
                 return total
             sign = self.take().kind
@@ -192,12 +192,10 @@ class _Parser:
             raise self.fail(f"the number {token.text} is not a term; only 0 and 1 are", token)
         if token.kind == "(":
             return self.parenthesis(token)
-        if token.kind == "quoted":
-            return [Term((column_atom(token.text),))]
-        if token.kind == "name":
-            if self.next.kind == "(":
-                return self.call(token)
-            return [Term((column_atom(token.text),))]
+        if token.kind == "name" and self.next.kind == "(":
+            return self.call(token)
+        if token.kind in {"name", "quoted"}:
+            return [self.term(column_atom(token.text))]
         if token.kind == "end":
             raise self.fail("the formula ends where a term is expected", token)
         raise self.fail(f"expected a term, found {token.text!r}", token)
@@ -212,14 +210,14 @@ class _Parser:
             correlated = self.take().kind == "|"
             keys = self.groups()
             self.expect(")", "after the group of a random term")
-            terms = inside.ordered()
+            terms = inside.ordered(self.seen)
             if not terms:
                 raise self.fail("a random term needs at least one coefficient", opening)
             blocks = [terms] if correlated else [(t,) for t in terms]
             self.random.extend(RandomBlock(tuple(b), keys) for b in blocks)
             return []
         self.expect(")", "to close the parenthesis")
-        return list(inside.ordered(implied_intercept=False))
+        return list(inside.ordered(self.seen, implied_intercept=False))
 
     def groups(self) -> tuple[Atom, ...]:
         keys = [self.group_atom()]
@@ -256,12 +254,16 @@ class _Parser:
             raise self.fail(f"{name.text}() needs an argument", name)
         whole = self.text[name.start : token.end + 1]
         inside = self.text[inner[0].start : inner[-1].end + 1]
-        if name.text == "offset":
-            self.offsets.append(sql_atom(inside))
-            return []
         try:
-            return [Term((call_atom(name.text, whole, inside, split_arguments(inner), self.text),))]
+            if name.text == "offset":
+                self.offsets.append(offset_atom(inner, self.text))
+                return []
+            return [self.term(call_atom(name.text, whole, inside, split_arguments(inner), self.text))]
         except FormulaError as error:
             if "\n" in str(error):
                 raise
             raise self.fail(str(error), name) from error
+
+    def term(self, atom: Atom) -> Term:
+        self.seen.setdefault(atom, len(self.seen))
+        return Term((atom,))

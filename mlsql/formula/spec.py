@@ -58,7 +58,7 @@ class ModelSpec:
         """The model as an lme4 formula; parsing it gives an equal spec (method and weights apart)."""
         fixed = [_text(t) for t in self.fixed if t.atoms]
         intercept = "1" if any(not t.atoms for t in self.fixed) else "0"
-        offsets = [f"offset({a.sql})" for a in self.offset]
+        offsets = [f"offset({_quoted(a)})" for a in self.offset]
         return f"{_quoted(self.outcome)} ~ " + " + ".join([intercept, *fixed, *offsets, *map(_bar, self.random)])
 
 
@@ -91,6 +91,8 @@ def parse_model(
     >>> [term.name for term in spec.fixed]
     ['(Intercept)', 'sector', 'group_center(ses)', 'sector:group_center(ses)']
     """
+    if not isinstance(text, str):
+        raise FormulaError(f"the model is a {type(text).__name__}; write it as text: 'y ~ x + (1 | g)'")
     if method not in ("REML", "ML"):
         raise FormulaError(f"method is {method!r}; it is 'REML' or 'ML'")
     if "~" in text:
@@ -117,7 +119,7 @@ def _checked(parsed: ParsedFormula, method: Method, weights: Atom | None) -> Mod
         raise FormulaError("the fixed part is empty; keep at least the intercept or one predictor")
     spec = ModelSpec(parsed.outcome, parsed.fixed, parsed.random, parsed.offsets, weights, method)
     named = [t for b in parsed.random for t in b.terms]
-    twice = next((t for i, t in enumerate(named) if any(t.same_as(s) for s in named[:i])), None)
+    twice = next((t for i, t in enumerate(named) if t in named[:i]), None)
     if twice is not None:
         raise FormulaError(f"the random coefficient {twice.name} of {spec.group} is given twice; keep one")
     for atom in spec.atoms:

@@ -43,9 +43,9 @@ class Atom:
         return replace(self, kind="value", centering="none", group=None)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Term:
-    """A product of atoms; the empty product is the intercept."""
+    """A product of atoms; the empty product is the intercept.  Equal up to the order of atoms."""
 
     atoms: tuple[Atom, ...] = ()
 
@@ -58,9 +58,11 @@ class Term:
         """The product; an atom occurs once."""
         return Term(self.atoms + tuple(a for a in other.atoms if a not in self.atoms))
 
-    def same_as(self, other: Term) -> bool:
-        """Equal up to the order of atoms."""
-        return frozenset(self.atoms) == frozenset(other.atoms)
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Term) and frozenset(self.atoms) == frozenset(other.atoms)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self.atoms))
 
 
 INTERCEPT = Term()

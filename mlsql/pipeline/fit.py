@@ -12,14 +12,14 @@ from mlsql._arrays import Array
 from mlsql._typing import Method
 from mlsql.engine.duckdb import Progress
 from mlsql.errors import FitError
-from mlsql.formula.spec import ModelSpec, parse_model
+from mlsql.formula.spec import ModelSpec
 from mlsql.likelihood.covariance import Covariance
 from mlsql.likelihood.gaussian import Deviance
 from mlsql.moments.statistics import Statistics, assemble
 from mlsql.optimise.search import optimise
 from mlsql.pipeline.analysis import Analysis, analyse
 from mlsql.pipeline.fitted import Fit
-from mlsql.pipeline.prepare import Inputs, make_inputs
+from mlsql.pipeline.prepare import Inputs, make_inputs, make_spec
 from mlsql.results.advice import advice
 from mlsql.results.estimates import Estimates
 from mlsql.status import Status
@@ -83,7 +83,7 @@ def fit(
     >>> round(fit.deviance, 3), fit.status.label
     (46714.234, 'converged')
     """
-    spec = _spec(formula, method, weights, groups)
+    spec = make_spec(formula, method, weights, groups)
     _check_limit(max_evaluations)
     inputs = make_inputs(data, level2, con)
     analysis = analyse(spec, inputs, drop_collinear=drop_collinear, progress=progress)
@@ -144,7 +144,7 @@ def evaluate(
     >>> book.fixed_effects["estimate"].round(2).to_list()
     [12.64]
     """
-    spec = _spec(formula, method, weights, groups)
+    spec = make_spec(formula, method, weights, groups)
     inputs = make_inputs(data, level2, con)
     analysis = analyse(spec, inputs)
     started = time.perf_counter()
@@ -156,14 +156,6 @@ def evaluate(
         analysis.design, analysis.moments, statistics, L, evaluation, Status.GIVEN, False, singular, 1, float("nan")
     )
     return _fit(estimates, analysis, inputs, {**analysis.seconds, "optimise": time.perf_counter() - started})
-
-
-def _spec(formula: str | ModelSpec, method: Method, weights: str | None, groups: str | None) -> ModelSpec:
-    if isinstance(formula, str):
-        return parse_model(formula, method=method, weights=weights, groups=groups)
-    if weights is not None or groups is not None or method not in (formula.method, "REML"):
-        raise FitError("a ModelSpec carries its own method, weights and groups; give them to parse_model")
-    return formula
 
 
 def _fit(estimates: Estimates, analysis: Analysis, inputs: Inputs, seconds: Mapping[str, float]) -> Fit:

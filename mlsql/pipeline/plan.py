@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from mlsql._typing import Method
 from mlsql.design.design import build_design
-from mlsql.formula.spec import ModelSpec, parse_model
-from mlsql.pipeline.prepare import make_inputs, make_schema
+from mlsql.formula.spec import ModelSpec
+from mlsql.pipeline.prepare import make_inputs, make_schema, make_spec
 from mlsql.pipeline.survey import run_survey
 from mlsql.sql.moments import moments_steps
 from mlsql.sql.plan import Plan, Step
@@ -50,7 +50,7 @@ def plan(
     >>> [step.name for step in script.steps]
     ['survey of data', 'preview', 'moments by group', 'pooled moments']
     """
-    spec = parse_model(formula, method=method, weights=weights, groups=groups) if isinstance(formula, str) else formula
+    spec = make_spec(formula, method, weights, groups)
     inputs = make_inputs(data, level2, con)
     tables = inputs.tables
     with inputs.engine() as engine:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from sqlglot import exp
 
+from mlsql._typing import Method
 from mlsql.design.schema import Candidate, Schema, classify, locate
 from mlsql.engine.duckdb import DuckDBEngine, Progress, open_engine
 from mlsql.engine.source import Source, make_source
 from mlsql.errors import DataError, FormulaError, QueryError
-from mlsql.formula.spec import ModelSpec
+from mlsql.formula.spec import ModelSpec, parse_model
 from mlsql.sql.survey import Tables, types_step
 
 if TYPE_CHECKING:
@@ -47,6 +48,21 @@ class Inputs:
         sources = [s for s in (self.rows, self.level2) if s is not None]
         with open_engine(self.con, sources, progress) as engine:
             yield engine
+
+
+def make_spec(formula: str | ModelSpec, method: Method, weights: str | None, groups: str | None) -> ModelSpec:
+    """The specification of a call: parsed, or as given.
+
+    Raises
+    ------
+    FormulaError
+        When the text is no model, or a ModelSpec is combined with settings that it carries itself.
+    """
+    if not isinstance(formula, ModelSpec):
+        return parse_model(formula, method=method, weights=weights, groups=groups)
+    if weights is not None or groups is not None or method not in (formula.method, "REML"):
+        raise FormulaError("a ModelSpec carries its own method, weights and groups; give them to parse_model")
+    return formula
 
 
 def make_inputs(data: object, level2: object, con: Any) -> Inputs:

@@ -101,10 +101,10 @@ def group_effects_table(estimates: Estimates) -> pl.DataFrame:
             keys.with_columns(
                 pl.lit(name).alias("term"),
                 _column("estimate", found.u[q]),
-                _column("std_error", np.sqrt(found.posterior[q, q])),
-                _column("conditional_sd", np.sqrt(np.maximum(found.conditional[q, q], 0.0))),
+                _column("std_error", _sd(found.posterior[q, q])),
+                _column("conditional_sd", _sd(found.conditional[q, q])),
                 _column("coefficient", found.fixed_part[q] + found.u[q]),
-                _column("coefficient_std_error", np.sqrt(found.coefficient[q, q])),
+                _column("coefficient_std_error", _sd(found.coefficient[q, q])),
                 _column("ols_estimate", found.ols_u[q]),
                 _column("ols_std_error", np.sqrt(found.ols_variance[q])),
                 _column("ols_coefficient", found.fixed_part[q] + found.ols_u[q]),
@@ -216,6 +216,11 @@ def _log_interval(variance: float, error: float, z: float) -> tuple[float, float
         return float("nan"), float("nan")
     factor = float(np.exp(z * error / variance))
     return variance / factor, variance * factor
+
+
+def _sd(variance: Array) -> Array:
+    """Root of a variance that a singular T may leave at minus rounding."""
+    return np.sqrt(np.maximum(variance, 0.0))
 
 
 def _column(name: str, values: Array) -> Any:

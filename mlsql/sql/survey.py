@@ -132,7 +132,7 @@ def preview_step(relation: exp.Expr, schema: Schema, incomplete: Sequence[Input]
         aliased(total_or_zero("n"), "rows"),
         aliased(exp.Count(this=exp.Star()), "groups"),
         aliased(total_or_zero("starts"), "runs"),
-        *[aliased(call("BOOL_OR", column(f"x{i} varies")), f"x{i} varies") for i in candidates],
+        *[aliased(exp.LogicalOr(this=column(f"x{i} varies")), f"x{i} varies") for i in candidates],
     ).from_(name(BY_GROUP))
     numbers = [i for i, x in enumerate(read) if x.numeric]
     spreads = exp.select(*[aliased(exp.StddevPop(this=column(f"x{i}")), f"x{i} spread") for i in numbers]).from_(
