@@ -20,6 +20,7 @@ _NUMERIC = (
     "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT",
     "FLOAT", "DOUBLE", "DECIMAL", "BIGNUM",
 )  # fmt: skip
+_NO_KEY = ("STRUCT", "MAP", "UNION", "INTERVAL", "BIGNUM", "BIT", "VARIANT")
 _FACTOR = ("VARCHAR", "BOOLEAN", "ENUM")
 
 
@@ -156,6 +157,11 @@ def classify(candidate: Candidate, dtype: str) -> Input:
     """
     kind = dtype.split("(", maxsplit=1)[0].upper()
     if candidate.role == "key":
+        if dtype.endswith("]") or kind in _NO_KEY:
+            raise DataError(
+                f"the grouping column {candidate.name} has type {dtype}; a key is a number, text, boolean, UUID, date "
+                f"or time: group by its parts, or by I(CAST({candidate.sql} AS VARCHAR))"
+            )
         return Input(candidate.name, candidate.sql, "key", candidate.table, dtype)
     if candidate.role in ("outcome", "weight"):
         if kind not in _NUMERIC:

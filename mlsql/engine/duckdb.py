@@ -147,11 +147,19 @@ class DuckDBEngine:
         return {str(r[0]): str(r[1]) for r in rows}
 
     def exists(self, relation: exp.Expr) -> bool:
-        """True when a table or view can be read."""
+        """True when a table or view is there.
+
+        Raises
+        ------
+        DataError
+            When the connection itself fails: closed, or busy with an unfinished result.
+        """
         try:
             self.run(render(exp.select("*").from_(relation.copy()).limit(0))).fetchall()
-        except duckdb.Error:
+        except (duckdb.CatalogException, duckdb.BinderException, duckdb.ParserException):
             return False
+        except duckdb.Error as error:
+            raise DataError(f"the connection cannot be used: {_first_lines(error)}") from error
         return True
 
     @contextmanager
@@ -202,8 +210,10 @@ def open_engine(
     Raises
     ------
     DataError
-        When a relation is combined with a frame and no connection is given to bring them together.
+        When con is no connection, or a relation is combined with a frame and no connection brings them together.
     """
+    if con is not None and not isinstance(con, duckdb.DuckDBPyConnection):
+        raise DataError(f"con is a {type(con).__name__}; pass an open DuckDB connection: duckdb.connect('data.duckdb')")
     relations = [s for s in sources if s.duckdb_relation is not None]
     if len(relations) > 1:
         raise DataError("data and level2 are both DuckDB relations; pass one of them as a table name, with con=")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,6 +65,9 @@ class Source:
         finally:
             con.unregister(self.frame_name)
 
+
+_BEFORE_SQL = re.compile(r"\A(?:\s|\(|--[^\n]*\n|/\*.*?\*/)*", re.DOTALL)
+"""White space, parentheses and comments that may stand before a query's first word."""
 
 Exists = Callable[[exp.Expr], bool]
 
@@ -140,7 +144,8 @@ def _dotted(text: str) -> exp.Table | None:
 
 
 def _query(text: str) -> exp.Expr | None:
-    if text.lstrip().lstrip("(").split(maxsplit=1)[0].lower() not in ("select", "with", "from", "values", "pivot"):
+    word = re.match(r"\w*", _BEFORE_SQL.sub("", text))
+    if word is None or word.group().lower() not in ("select", "with", "from", "values", "pivot"):
         return None
     try:
         tree = sqlglot.parse_one(text, dialect="duckdb")

@@ -81,7 +81,7 @@ def _keyed(estimates: Estimates, frame: pl.DataFrame) -> pl.DataFrame:
     """
     import polars as pl
 
-    names = estimates.moments.keys.column_names
+    names = [c for c in frame.columns if c not in tables.EFFECT_COLUMNS]
     parts = frame.select([pl.col(n).cast(pl.String) for n in names])
     if len(names) == 1:
         key = parts.to_series()

@@ -19,6 +19,21 @@ if TYPE_CHECKING:
     import polars as pl
 
 
+EFFECT_COLUMNS = (
+    "term",
+    "estimate",
+    "std_error",
+    "conditional_sd",
+    "coefficient",
+    "coefficient_std_error",
+    "ols_estimate",
+    "ols_std_error",
+    "ols_coefficient",
+    "reliability",
+    "n",
+)
+
+
 def fixed_effects_table(estimates: Estimates, level: float = 0.95) -> pl.DataFrame:
     """One row per fixed effect: term, estimate, std_error, df, statistic, p_value, conf_low, conf_high, centering."""
     import polars as pl
@@ -88,13 +103,14 @@ def group_effects_table(estimates: Estimates) -> pl.DataFrame:
     Columns: the key column(s), term, estimate (EB residual), std_error (posterior, with the fixed effects'
     uncertainty), conditional_sd (with the fixed effects known), coefficient (fixed part + EB residual),
     coefficient_std_error, ols_estimate, ols_std_error, ols_coefficient (null for groups of deficient rank),
-    reliability, n (rows).
+    reliability, n (rows).  A key called like one of the others is shown as `group_<key>`.
     """
     import polars as pl
 
     found = group_effects(estimates)
     keys = pl.from_arrow(estimates.moments.keys)
     assert isinstance(keys, pl.DataFrame)
+    keys = keys.rename({k: f"group_{k}" for k in keys.columns if k in EFFECT_COLUMNS})
     frames = []
     for q, name in enumerate(estimates.random_names):
         frames.append(

@@ -49,7 +49,7 @@ def model_rows(design: Design, tables: Tables, *, keys: bool) -> exp.Select:
         items += [aliased(shifted(as_double(v.sql, v.dtype), v.pivot), label) for v, label in checked]
     weight = design.schema.weight
     if weight is not None:
-        items.append(aliased(as_double(weight.sql, weight.dtype), WEIGHT))
+        items.append(aliased(as_double(weight.sql, weight.dtype), _weight_alias(design)))
     query = exp.select(*items).from_(tables.rows.copy())
     conditions = complete_rows(design)
     if conditions:
@@ -97,6 +97,11 @@ def _matched(query: exp.Select, design: Design, tables: Tables) -> exp.Select:
     return query.where(exp.In(this=left, query=keys.subquery()))
 
 
+def _weight_alias(design: Design) -> str:
+    taken = [*[k.name for k in design.keys], *base_aliases(design).values(), *value_aliases(design).values()]
+    return unique([WEIGHT], taken)[0]
+
+
 def _source_label(design: Design, index: int) -> str:
     aliases = base_aliases(design)
     return " * ".join(aliases[sql] for sql in design.sources[index])
@@ -108,32 +113,37 @@ def _source_factors(design: Design, index: int) -> list[exp.Expr]:
 
 
 def _weighted(design: Design, factors: list[exp.Expr]) -> exp.Expr:
-    weight = [column(WEIGHT)] if design.schema.weight is not None else []
+    weight = [column(_weight_alias(design))] if design.schema.weight is not None else []
     return total(times([*weight, *factors]))
 
 
-def _pair(design: Design, pair: tuple[int, int]) -> exp.Expr:
+def _pair(design: Design, pair: tuple[int, int]) -> tuple[str, exp.Expr]:
     a, b = pair
     label = f"{_source_label(design, a)} * {_source_label(design, b)}"
-    return aliased(_weighted(design, _source_factors(design, a) + _source_factors(design, b)), label)
+    return label, _weighted(design, _source_factors(design, a) + _source_factors(design, b))
+
+
+def _labelled(items: list[tuple[str, exp.Expr]], taken: list[str]) -> list[exp.Expr]:
+    """Trees under their labels, made distinct from each other and from the names taken."""
+    labels = unique([label for label, _ in items], taken)
+    return [aliased(tree, label) for label, (_, tree) in zip(labels, items, strict=True)]
 
 
 def _by_group(design: Design, columns: MomentColumns, tables: Tables) -> exp.Expr:
     keys = [column(k.name) for k in design.keys]
     aliases, values = base_aliases(design), value_aliases(design)
-    items: list[exp.Expr] = [*keys, aliased(exp.Count(this=exp.Star()), "n")]
+    items: list[tuple[str, exp.Expr]] = [("n", exp.Count(this=exp.Star()))]
     if columns.weighted:
-        items += [
-            aliased(total(column(WEIGHT)), "sum of weights"),
-            aliased(total(exp.Ln(this=column(WEIGHT))), "sum of log weights"),
-        ]
-    items += [aliased(_weighted(design, _source_factors(design, s)), _source_label(design, s)) for s in columns.sums]
+        weight = column(_weight_alias(design))
+        items += [("sum of weights", total(weight)), ("sum of log weights", total(exp.Ln(this=weight.copy())))]
+    items += [(_source_label(design, s), _weighted(design, _source_factors(design, s))) for s in columns.sums]
     items += [_pair(design, pair) for pair in columns.products]
-    items += [aliased(total(column(aliases[sql])), f"unweighted {aliases[sql]}") for sql in columns.means]
+    items += [(f"unweighted {aliases[sql]}", total(column(aliases[sql]))) for sql in columns.means]
     for variable in columns.checked:
-        items.append(aliased(exp.Min(this=column(values[variable])), f"min of {values[variable]}"))
-        items.append(aliased(exp.Max(this=column(values[variable])), f"max of {values[variable]}"))
-    grouped = exp.select(*items).from_(name(ROWS)).group_by(*[k.copy() for k in keys])
+        label = values[variable]
+        items += [(f"min of {label}", exp.Min(this=column(label))), (f"max of {label}", exp.Max(this=column(label)))]
+    sums = _labelled(items, [k.name for k in design.keys])
+    grouped = exp.select(*keys, *sums).from_(name(ROWS)).group_by(*[k.copy() for k in keys])
     rows = model_rows(design, tables, keys=True)
     if not columns.joined:
         return grouped.order_by(*[k.copy() for k in keys]).with_(name(ROWS), as_=rows)
@@ -152,6 +162,6 @@ def _by_group(design: Design, columns: MomentColumns, tables: Tables) -> exp.Exp
 
 
 def _pooled(design: Design, columns: MomentColumns, tables: Tables) -> exp.Expr:
-    items = [_pair(design, pair) for pair in columns.pooled]
+    items = _labelled([_pair(design, pair) for pair in columns.pooled], [])
     rows = model_rows(design, tables, keys=False)
     return exp.select(*items).from_(name(ROWS)).with_(name(ROWS), as_=rows)
