@@ -144,7 +144,16 @@ def locate(
         candidate = Candidate(_plain_name(atom), atom.sql, "numeric", table, atom.categorical)
         if candidate not in found:
             found.append(candidate)
+    warnings += [_LOGARITHM.format(atom.name) for atom in spec.atoms if _decimal_logarithm(atom.sql)]
     return tuple(found), tuple(dict.fromkeys(warnings))
+
+
+_LOGARITHM = "{}: LOG is the logarithm to base 10 in SQL; LN is the natural one"
+
+
+def _decimal_logarithm(sql: str) -> bool:
+    tree = sqlglot.parse_one(sql, dialect="duckdb")
+    return any(node.args.get("expression") is None for node in tree.find_all(exp.Log))
 
 
 def classify(candidate: Candidate, dtype: str) -> Input:

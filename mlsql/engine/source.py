@@ -59,7 +59,12 @@ class Source:
         if self.frame is None:
             yield
             return
-        con.register(self.frame_name, self.frame)
+        try:
+            con.register(self.frame_name, self.frame)
+        except Exception as error:
+            raise DataError(
+                f"{self.label} cannot be brought to the connection: {str(error).splitlines()[0]}"
+            ) from error
         try:
             yield
         finally:
@@ -97,7 +102,10 @@ def make_source(data: object, *, role: str, exists: Exists | None) -> Source:
     name = f"mlsql_{role}_{id(data):x}"
     table = exp.Table(this=exp.to_identifier(name, quoted=True))
     if kind == "DuckDBPyRelation":
-        return Source(data.alias, table, None, name, data)  # type: ignore[attr-defined]
+        alias = data.alias  # type: ignore[attr-defined]
+        # the engine invents a new name for a relation that has none
+        label = "DuckDB relation" if alias.startswith("unnamed_relation") else alias
+        return Source(label, table, None, name, data)
     if module == "polars" and kind == "LazyFrame":
         # one streamed collection: the statements scan the data more than once
         return Source("LazyFrame", table, data.collect(engine="streaming").to_arrow(), name)  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,15 +37,14 @@ def replace_rows(con: duckdb.DuckDBPyConnection, fit_id: str, tables: Sequence[T
     StoreError
         When the database cannot be written, or a table of that name has other columns; nothing is changed then.
     """
+    labels = [f"{INCOMING}_{i}" for i in range(len(tables))]
+    for label, item in zip(labels, tables, strict=True):
+        con.register(label, item.rows)
     own = _begin(con)
     try:
-        for item in tables:
-            con.register(INCOMING, item.rows)
-            try:
-                for statement in _statements(item.table, fit_id):
-                    con.execute(render(statement))
-            finally:
-                con.unregister(INCOMING)
+        for label, item in zip(labels, tables, strict=True):
+            for statement in _statements(item.table, label, fit_id):
+                con.execute(render(statement))
         if own:
             con.execute("COMMIT")
     except BaseException as error:
@@ -54,6 +54,11 @@ def replace_rows(con: duckdb.DuckDBPyConnection, fit_id: str, tables: Sequence[T
             lines = " ".join(line.strip() for line in str(error).splitlines()[:2])
             raise StoreError(f"the result tables cannot be written, nothing was changed: {lines}") from error
         raise
+    finally:
+        # an aborted transaction of the user's refuses even this; the views end with the connection then
+        with suppress(duckdb.Error):
+            for label in labels:
+                con.unregister(label)
 
 
 def _begin(con: duckdb.DuckDBPyConnection) -> bool:
@@ -64,9 +69,9 @@ def _begin(con: duckdb.DuckDBPyConnection) -> bool:
     return True
 
 
-def _statements(table: str, fit_id: str) -> list[exp.Expr]:
+def _statements(table: str, label: str, fit_id: str) -> list[exp.Expr]:
     target = exp.Table(this=name(table))
-    incoming = exp.select("*").from_(name(INCOMING))
+    incoming = exp.select("*").from_(name(label))
     return [
         exp.Create(this=target, kind="TABLE", exists=True, expression=incoming.copy().limit(0)),
         exp.delete(target.copy()).where(exp.EQ(this=column("fit_id"), expression=exp.Literal.string(fit_id))),

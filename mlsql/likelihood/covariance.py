@@ -54,14 +54,19 @@ class Covariance:
         """L to theta."""
         return np.array([L[a, b] for a, b in self.entries])
 
-    def theta_of(self, Lambda: Array) -> Array:
-        """theta of a positive semidefinite Lambda; singular ones too, by QR of a square root."""
+    def theta_of(self, Lambda: Array, *, negligible: float = 0.0) -> Array:
+        """theta of a positive semidefinite Lambda.
+
+        Eigenvalues of a block up to `negligible` times its largest are taken for zero.  The factor of a block of rank
+        r then has r columns and exact zeros in the others, so that its diagonal shows the deficiency.
+        """
         L = np.zeros_like(Lambda)
         for s in self.slices:
             values, vectors = np.linalg.eigh(Lambda[s, s])
-            root = (vectors * np.sqrt(np.maximum(values, 0.0))).T
-            _, R = np.linalg.qr(root)
-            L[s, s] = (R * np.where(np.diag(R) < 0, -1.0, 1.0)[:, None]).T
+            kept = values > negligible * max(float(values[-1]), 0.0)
+            _, R = np.linalg.qr((vectors[:, kept] * np.sqrt(values[kept])).T)
+            signs = np.where(np.diag(R) < 0, -1.0, 1.0)
+            L[s, s.start : s.start + len(signs)] = (R * signs[:, None]).T
         return self.theta(L)
 
     def directions(self) -> Array:

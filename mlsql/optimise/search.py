@@ -21,6 +21,9 @@ from mlsql.status import Status
 NEGLIGIBLE = 1e-7
 """A change of the deviance that no reader would see: what going to the exact boundary may cost."""
 
+ROUNDED = 1e-12
+"""Eigenvalues of a covariance block below this share of its largest are zeros that were multiplied out."""
+
 
 @dataclass(frozen=True, slots=True)
 class Optimum:
@@ -166,7 +169,7 @@ def _snapped(search: _Search, found: Minimum) -> Minimum | None:
     L = covariance.factor(found.theta)
     Lambda = L @ L.T
     gradient, hessian = lambda_derivatives(search.deviance, search.at(found.theta))
-    changed = False
+    zeros = 0
     for s in covariance.slices:
         values, vectors = np.linalg.eigh(Lambda[s, s])
         for i, value in enumerate(values):
@@ -174,13 +177,13 @@ def _snapped(search: _Search, found: Minimum) -> Minimum | None:
             slope = float(np.sum(gradient[s, s] * V))
             curvature = float(np.einsum("ab,abcd,cd->", V, hessian[s, s, s, s], V))
             cost = -slope * value + 0.5 * curvature * value * value
-            if 0.0 < value < 1e-2 and cost < NEGLIGIBLE and value * value * abs(curvature) < 1e-3:
-                values[i], changed = 0.0, True
+            if value < 1e-2 and cost < NEGLIGIBLE and value * value * abs(curvature) < 1e-3:
+                values[i] = 0.0
+                zeros += 1
         Lambda[s, s] = (vectors * values) @ vectors.T
-    if not changed:
+    if zeros <= _null_rank(covariance, found.theta):
         return None
-    theta = covariance.theta_of(Lambda)
-    theta[np.abs(theta) < 1e-9] = 0.0
+    theta = covariance.theta_of(Lambda, negligible=ROUNDED)
     evaluation = search.at(theta)
     if evaluation.deviance > found.value + NEGLIGIBLE:
         return None
@@ -204,7 +207,7 @@ def _escape(search: _Search, theta: Array) -> Array | None:
     moved = False
     for s in covariance.slices:
         values, vectors = np.linalg.eigh(Lambda[s, s])
-        null = vectors[:, values <= 1e-14 * max(1.0, float(values[-1]))]
+        null = vectors[:, values <= ROUNDED * max(float(values[-1]), 1e-6)]
         if not null.shape[1]:
             continue
         slopes, directions = np.linalg.eigh(null.T @ gradient[s, s] @ null)

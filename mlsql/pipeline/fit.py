@@ -186,9 +186,7 @@ def _given_factor(statistics: Statistics, T: Array, sigma2: float) -> Array:
             )
     if np.any(np.abs(T[outside]) > 0):
         raise FitError("T has covariances between coefficients that the formula keeps apart with ||; they must be 0")
-    theta = covariance.theta_of(Lambda)
-    theta[np.abs(theta) < 1e-10 * np.sqrt(scale)] = 0.0
-    return covariance.factor(theta)
+    return covariance.factor(covariance.theta_of(Lambda, negligible=1e-10))
 
 
 def _check_limit(max_evaluations: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -213,7 +214,7 @@ class Fit:
         self,
         data: object = None,
         *,
-        into: str | None = None,
+        into: str | os.PathLike[str] | None = None,
         con: duckdb.DuckDBPyConnection | None = None,
         level2: object = None,
         unseen: Unseen = "error",
@@ -225,7 +226,7 @@ class Fit:
         ----------
         data, level2 : like `fit`, optional
             Rows to predict; those of the fit when not given.
-        into : str, optional
+        into : str or path, optional
             Name of a table to make on the connection, or a path ending in `.parquet` or `.csv`.  Without it the rows
             come back as a frame.
         con : DuckDB connection, optional
@@ -252,7 +253,11 @@ class Fit:
         )
 
     def residuals(
-        self, *, into: str | None = None, con: duckdb.DuckDBPyConnection | None = None, replace: bool = False
+        self,
+        *,
+        into: str | os.PathLike[str] | None = None,
+        con: duckdb.DuckDBPyConnection | None = None,
+        replace: bool = False,
     ) -> pl.DataFrame | None:
         """Level-1 residuals of the fit's rows, computed in the database.
 

@@ -18,11 +18,11 @@ from sqlglot import exp
 from mlsql._arrays import Array
 from mlsql._typing import Unseen
 from mlsql.design.columns import Variable
-from mlsql.design.design import Design, Part
-from mlsql.design.schema import require_columns
+from mlsql.design.design import Part
 from mlsql.engine.duckdb import DuckDBEngine
 from mlsql.errors import DataError, StoreError
 from mlsql.moments.shifts import Shifts
+from mlsql.pipeline.newdata import check_new_data
 from mlsql.pipeline.prepare import Inputs, make_inputs
 from mlsql.results.effects import conditional_variance, eb_residuals, least_squares, shrunken_design
 from mlsql.results.estimates import Estimates
@@ -42,7 +42,7 @@ def score_predictions(
     inputs: Inputs,
     data: object,
     *,
-    into: str | None,
+    into: str | os.PathLike[str] | None,
     con: duckdb.DuckDBPyConnection | None,
     level2: object,
     unseen: Unseen,
@@ -59,6 +59,8 @@ def score_predictions(
         chosen = make_inputs(data, level2, con if con is not None else inputs.con)
         if estimates.design.schema.has_level2 and level2 is None:
             raise DataError("the model uses a level2 table; new data need their level2= too")
+        if level2 is not None and not estimates.design.schema.has_level2:
+            raise DataError("the model was fitted without a level2 table; leave level2= out")
     return _score(estimates, chosen, scoring.prediction_query, scoring.PREDICTION_COLUMNS, into, unseen, replace)
 
 
@@ -66,7 +68,7 @@ def score_residuals(
     estimates: Estimates,
     inputs: Inputs,
     *,
-    into: str | None,
+    into: str | os.PathLike[str] | None,
     con: duckdb.DuckDBPyConnection | None,
     replace: bool,
 ) -> pl.DataFrame | None:
@@ -80,7 +82,7 @@ def _score(
     inputs: Inputs,
     build: Build,
     added: Sequence[str],
-    into: str | None,
+    into: str | os.PathLike[str] | None,
     unseen: Unseen,
     replace: bool,
 ) -> pl.DataFrame | None:
@@ -94,7 +96,7 @@ def _score(
     with inputs.engine() as engine:
         # 1
         columns = engine.columns(inputs.rows, "data")
-        _require(design, columns, added)
+        check_new_data(design, inputs, engine, columns, added)
         # 2
         with _registered(engine, _group_table(estimates)) as groups:
             query = scoring.ScoreQuery(
@@ -115,7 +117,7 @@ def _score(
                 frame = pl.from_arrow(engine.query(step))
                 assert isinstance(frame, pl.DataFrame)
                 return frame
-            _write(engine, step, into, replace, inputs)
+            _write(engine, step, os.fspath(into), replace, inputs)
             return None
 
 
@@ -164,17 +166,6 @@ def _refuse_unseen(engine: DuckDBEngine, query: scoring.ScoreQuery) -> None:
             f"{rows:,} rows belong to {groups:,} groups that the fit did not see; pass unseen='population' to predict "
             "them as new groups, or unseen='missing' to leave them NULL"
         )
-
-
-def _require(design: Design, columns: dict[str, str], added: Sequence[str]) -> None:
-    have = {c.lower() for c in columns}
-    twice = [a for a in added if a in have]
-    if twice:
-        raise DataError(f"the data have a column called {twice[0]!r} already; select other columns or rename it")
-    for item in design.schema.of_table("rows"):
-        if item.role not in ("key", "numeric", "factor"):
-            continue
-        require_columns(f"to predict, {item.name} is needed", item.sql, columns)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 import duckdb
@@ -25,15 +25,8 @@ def fit_identifier(estimates: Estimates, source: str) -> str:
     """Sixteen hexadecimal digits of the model, the data's name and its size."""
     spec, stats = estimates.design.spec, estimates.statistics
     weights = None if spec.weights is None else spec.weights.sql
-    parts = [
-        spec.formula,
-        spec.method,
-        weights,
-        source,
-        stats.n_rows,
-        stats.n_groups,
-        estimates.status.label == "given",
-    ]
+    numbers = [estimates.deviance, *estimates.moments.pooled.diagonal()]
+    parts = [spec.formula, spec.method, weights, source, stats.n_rows, stats.n_groups, [f"{x:.7e}" for x in numbers]]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -69,7 +62,7 @@ def _fits(estimates: Estimates, source: str, warnings: Sequence[str]) -> pl.Data
         pl.lit(source).alias("source"),
         pl.lit(estimates.design.spec.group).alias("group"),
         pl.lit("\n".join(warnings)).alias("warnings"),
-        pl.lit(version("mlsql")).alias("mlsql_version"),
+        pl.lit(_version()).alias("mlsql_version"),
         pl.lit(datetime.now(tz=UTC)).alias("written_at"),
     )
 
@@ -89,3 +82,11 @@ def _keyed(estimates: Estimates, frame: pl.DataFrame) -> pl.DataFrame:
         key = pl.Series([json.dumps(list(row), ensure_ascii=False) for row in parts.iter_rows()], dtype=pl.String)
     group = pl.lit(estimates.design.spec.group).alias("group")
     return frame.select(group, key.alias("key"), pl.exclude(names))
+
+
+def _version() -> str:
+    try:
+        return version("mlsql")
+    except PackageNotFoundError:
+        # run from a checkout that is not installed
+        return "unknown"

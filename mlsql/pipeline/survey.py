@@ -52,7 +52,7 @@ def run_survey(schema: Schema, inputs: Inputs, engine: DuckDBEngine) -> Survey:
     # 2
     if tables.level2 is not None:
         upper_rows, upper = _table_survey(engine, tables.level2, schema.of_table("level2"), "level2")
-        unmatched = _check_keys(engine, tables, schema)
+        unmatched = check_level2_keys(engine, tables, schema)
         survey = replace(survey, columns=(*columns, *upper), level2_rows=upper_rows, unmatched=unmatched)
     check_survey(schema, survey)
     incomplete = [*survey.incomplete_inputs("rows"), *survey.incomplete_inputs("level2")]
@@ -92,7 +92,13 @@ def _table_survey(
     return rows, tuple(found)
 
 
-def _check_keys(engine: DuckDBEngine, tables: Tables, schema: Schema) -> int:
+def check_level2_keys(engine: DuckDBEngine, tables: Tables, schema: Schema) -> int:
+    """Refuse a level-2 table with a group twice; return how many rows of the data have no group in it.
+
+    Raises
+    ------
+    DataError
+    """
     rows, keys, unmatched = _row(engine.query(level2_step(tables, schema)))
     if int(keys) < int(rows):
         names = ", ".join(k.name for k in schema.of_role("key"))

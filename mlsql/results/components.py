@@ -12,6 +12,9 @@ from mlsql.likelihood.gaussian import Deviance, Evaluation
 from mlsql.results.effects import least_squares
 from mlsql.results.estimates import Estimates
 
+UNIDENTIFIED = 1e-9
+"""Smallest eigenvalue of the information, scaled to a unit diagonal, below which the components are not told apart."""
+
 
 @dataclass(frozen=True, slots=True)
 class Homogeneity:
@@ -88,9 +91,8 @@ def component_errors(estimates: Estimates) -> ComponentErrors:
     H[:k, :k] = np.einsum("iab,abcd,jcd->ij", D, slopes.logs2 + slopes.residual2 / s2, D, optimize=True)
     H[:k, k] = H[k, :k] = np.einsum("iab,ab->i", D, slopes.residual) / s2**2
     H[k, k] = -degrees / s2**2 + 2.0 * evaluation.r2 / s2**3
-    try:
-        np.linalg.cholesky(H)
-    except np.linalg.LinAlgError:
+    scale = np.sqrt(np.abs(np.diag(H)))
+    if not np.all(scale > 0) or np.linalg.eigvalsh(H / np.outer(scale, scale))[0] < UNIDENTIFIED:
         return ComponentErrors(none, np.nan)
     V = 2.0 * np.linalg.inv(H)
     U, Lambda = estimates.statistics.u_transform, estimates.L @ estimates.L.T

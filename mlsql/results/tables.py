@@ -73,7 +73,7 @@ def variance_components_table(estimates: Estimates, level: float = 0.95) -> pl.D
             _row(group, names[q], None, T[q, q], np.sqrt(T[q, q]), errors.T[q, q], low, high)
             | {
                 "chi2": test.chi2,
-                "df": test.df,
+                "df": test.df if np.isfinite(test.chi2) else None,
                 "p_value": test.p_value,
                 "groups_used": test.groups,
                 "reliability": test.reliability,
@@ -230,7 +230,8 @@ def _log_interval(variance: float, error: float, z: float) -> tuple[float, float
     """Wald interval of the logarithm, carried back: stays positive."""
     if not (variance > 0 and np.isfinite(error)):
         return float("nan"), float("nan")
-    factor = float(np.exp(z * error / variance))
+    with np.errstate(over="ignore"):
+        factor = float(np.exp(z * error / variance))
     return variance / factor, variance * factor
 
 

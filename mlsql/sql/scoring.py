@@ -19,7 +19,7 @@ from sqlglot import exp
 
 from mlsql.design.columns import Column, Variable
 from mlsql.design.design import Design
-from mlsql.sql.syntax import aliased, as_double, column, name, number, scalar, shifted, times
+from mlsql.sql.syntax import aliased, as_double, column, is_floating, name, number, scalar, shifted, times
 
 Floats = tuple[float, ...]
 
@@ -111,7 +111,7 @@ def unseen_query(query: ScoreQuery) -> exp.Select:
 def prediction_query(query: ScoreQuery) -> exp.Select:
     """The data's columns with population, conditional and their standard errors."""
     model = query.model
-    known = None if query.unseen else exp.not_(exp.Is(this=column(effect_name("u", 0)), expression=exp.Null()))
+    known = None if query.unseen else _known()
     offset = [scalar(o.sql) for o in model.design.spec.offset]
     population = _sum([_population(model), *offset])
     conditional = _sum([_population(model), *[o.copy() for o in offset], _random(model, "u")])
@@ -127,7 +127,7 @@ def prediction_query(query: ScoreQuery) -> exp.Select:
 def residual_query(query: ScoreQuery) -> exp.Select:
     """The data's columns with level-1 residuals."""
     model = query.model
-    outcome = as_double(model.design.outcome.sql, model.design.outcome.dtype)
+    outcome, known = as_double(model.design.outcome.sql, model.design.outcome.dtype), _known()
     fitted = exp.paren(_population(model))
     residual = exp.Sub(this=exp.Sub(this=outcome, expression=fitted), expression=exp.paren(_random(model, "u")))
     ols = exp.Sub(
@@ -139,9 +139,9 @@ def residual_query(query: ScoreQuery) -> exp.Select:
         scaled = exp.Mul(this=scaled, expression=exp.Sqrt(this=as_double(weight.sql, weight.dtype)))
     items = {
         "residual_population": exp.Sub(this=outcome.copy(), expression=fitted.copy()),
-        "residual": residual,
+        "residual": _when(known, residual),
         "residual_ols": ols,
-        "residual_standardized": scaled,
+        "residual_standardized": _when(known, scaled),
     }
     return _final(query, items)
 
@@ -218,8 +218,11 @@ def _value(query: ScoreQuery, variable: Variable, shift: float) -> exp.Expr:
 
 
 def _guarded(variable: Variable, design: Design) -> exp.Expr:
-    """The value; NULL for a factor level that the fit did not see."""
-    tree = as_double(variable.sql, variable.dtype)
+    """The value as a double; NULL for NaN and for a factor level that the fit did not see."""
+    tree: exp.Expr = exp.cast(scalar(variable.sql), exp.DataType.Type.DOUBLE)
+    if is_floating(variable.dtype):
+        nan = exp.cast(exp.Literal.string("NaN"), exp.DataType.Type.DOUBLE)
+        tree = exp.Nullif(this=tree, expression=nan)
     levels = {} if design.survey is None else design.survey.levels
     if variable.source not in levels or variable.source == variable.sql:
         return tree
@@ -294,6 +297,11 @@ def _standard_error(model: ScoreModel, x: Sequence[exp.Expr], own: Sequence[exp.
         if terms:
             squares.append(exp.Anonymous(this="POWER", expressions=[_sum(terms), exp.Literal.number(2)]))
     return exp.Sqrt(this=_sum([*squares, *own]))
+
+
+def _known() -> exp.Expr:
+    """The row's group was in the fit."""
+    return exp.not_(exp.Is(this=column(effect_name("u", 0)), expression=exp.Null()))
 
 
 def _when(known: exp.Expr | None, tree: exp.Expr) -> exp.Expr:

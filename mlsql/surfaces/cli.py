@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlsql._typing import Method
-from mlsql.errors import MlsqlError, StoreError
+from mlsql.errors import FormulaError, MlsqlError, QueryInterrupted
+from mlsql.surfaces.database import opened
 from mlsql.surfaces.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -74,8 +75,9 @@ def fit_command(
             progress=progress,
         )
         typer.echo(fitted.summary())
-        if into is not None:
-            _store(fitted, into)
+    # the database of the data may be the one of the results: it is closed by now
+    if into is not None:
+        _store(fitted, into)
     if not fitted.converged or fitted.singular:
         raise typer.Exit(EXIT_UNSETTLED)
 
@@ -84,6 +86,7 @@ def fit_command(
 def plan_command(
     data: Data,
     formula: Formula,
+    method: Restricted = "REML",
     level2: Level2 = None,
     weights: Weights = None,
     groups: Groups = None,
@@ -95,7 +98,14 @@ def plan_command(
 
     with _connection(database) as con:
         script = mlsql.plan(
-            _formula(formula), data, con=con, level2=level2, weights=weights, groups=groups, survey=survey
+            _formula(formula),
+            data,
+            method=_method(method),
+            con=con,
+            level2=level2,
+            weights=weights,
+            groups=groups,
+            survey=survey,
         )
     typer.echo(str(script))
 
@@ -115,16 +125,16 @@ def main() -> None:
     """Entry point: turn errors into one message and an exit code."""
     try:
         app(standalone_mode=True)
+    except QueryInterrupted as error:
+        typer.echo(f"interrupted: {error}", err=True)
+        sys.exit(EXIT_INTERRUPTED)
     except MlsqlError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(EXIT_ERROR)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; nothing was written", err=True)
-        sys.exit(EXIT_INTERRUPTED)
 
 
 def _store(fitted: Fit, into: Path) -> None:
-    with _opened(into, read_only=False) as con:
+    with opened(into) as con:
         fit_id = fitted.to_tables(con)
     typer.echo(f"result tables ml_fits, ml_fixed_effects, ml_variance_components, ml_group_effects of fit {fit_id} "
                f"are in {into}", err=True)  # fmt: skip
@@ -135,24 +145,8 @@ def _connection(database: Path | None) -> Iterator[duckdb.DuckDBPyConnection | N
     if database is None:
         yield None
         return
-    if not database.exists():
-        raise StoreError(f"the database {database} does not exist")
-    with _opened(database, read_only=True) as con:
+    with opened(database, read_only=True) as con:
         yield con
-
-
-@contextmanager
-def _opened(path: Path, *, read_only: bool) -> Iterator[duckdb.DuckDBPyConnection]:
-    import duckdb
-
-    try:
-        con = duckdb.connect(str(path), read_only=read_only)
-    except duckdb.Error as error:
-        raise StoreError(f"the database {path} cannot be opened: {str(error).splitlines()[0]}") from error
-    try:
-        yield con
-    finally:
-        con.close()
 
 
 def _formula(text: str) -> str:
@@ -160,7 +154,10 @@ def _formula(text: str) -> str:
     if "~" in text or "=" in text:
         return text
     path = Path(text)
-    return path.read_text(encoding="utf-8") if path.is_file() else text
+    try:
+        return path.read_text(encoding="utf-8") if path.is_file() else text
+    except UnicodeDecodeError as error:
+        raise FormulaError(f"the formula file {text} is not text in UTF-8") from error
 
 
 def _method(text: str) -> Method:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import duckdb
-
 import mlsql
-from mlsql.errors import StoreError
+from mlsql.surfaces.database import opened
 
 MODELS = (
     "mathach ~ 1 + (1 | school)",
@@ -40,11 +38,7 @@ def run_demo(into: Path) -> Iterator[str]:
         Pieces of the output, as they are ready.
     """
     data = mlsql.example_data("hsb")
-    try:
-        con = duckdb.connect(str(into))
-    except duckdb.Error as error:
-        raise StoreError(f"the database {into} cannot be opened: {str(error).splitlines()[0]}") from error
-    with con:
+    with opened(into) as con:
         fit_id = ""
         for number, formula in enumerate(MODELS, start=1):
             fitted = mlsql.fit(formula, data)
