@@ -143,6 +143,8 @@ def build_design(
     """
     if survey is not None:
         check_survey(schema, survey)
+        if any(not t.atoms for t in spec.fixed):
+            _refuse_constants(survey)
     facts = _facts(schema, survey, varying)
     variables = {atom: atom_variables(atom, schema, facts) for atom in spec.atoms}
     fixed = tuple(c for c in code_terms(spec.fixed, variables) if c.name not in excluded)
@@ -198,8 +200,9 @@ def group_value(variable: Variable, schema: Schema) -> Variable:
 
 
 def _base_name(variable: Variable, schema: Schema) -> str:
-    source = next(i for i in schema.inputs if i.sql == variable.source)
-    if source.role != "factor":
+    number = variable.sql == variable.source
+    source = next(i for i in schema.inputs if i.sql == variable.source and (i.role != "factor") == number)
+    if number:
         return source.name
     return source.name + variable.name[variable.name.rindex("[") :]
 
@@ -217,29 +220,37 @@ def _facts(schema: Schema, survey: Survey | None, varying: frozenset[str]) -> Va
     return VariableFacts(survey.levels, pivots, survey.preview.varying | varying)
 
 
+def _refuse_constants(survey: Survey) -> None:
+    for column in survey.columns:
+        if column.input.role == "numeric" and column.constant:
+            raise DataError(
+                f"predictor {column.input.name} is {column.minimum:g} in every row, like the intercept; leave it out"
+            )
+
+
 def check_survey(schema: Schema, survey: Survey) -> None:
     """Refuse data that no model can use.
 
     Raises
     ------
     DataError
-        No rows, infinite values, a constant outcome or predictor, weights that are not positive.
+        No rows, infinite values, a constant outcome, weights that are not positive.
     """
     if survey.rows == 0:
         raise DataError("the data have no rows")
+    if survey.unmatched == survey.rows:
+        raise DataError(f"none of the {survey.rows:,} rows belongs to a group of the level2 table; compare their keys")
     for column in survey.columns:
         name, total = column.input.name, column.rows
         if column.incomplete == total:
             raise DataError(f"column {name} has no value in any of {total:,} rows; leave it out or check the source")
         if column.infinite:
-            raise DataError(
-                f"column {name} has {column.infinite:,} infinite values in {total:,} rows; replace them by NULL: "
-                f"I(CASE WHEN isfinite(x) THEN x END)"
-            )
+            advice = "replace them by NULL: I(CASE WHEN isfinite(x) THEN x END)"
+            if column.input.role == "weight":
+                advice = "precision weights are positive numbers"
+            raise DataError(f"column {name} has {column.infinite:,} infinite values in {total:,} rows; {advice}")
         if column.input.role == "outcome" and column.constant:
             raise DataError(f"the outcome {name} is {column.minimum:g} in every row: its variance is zero")
-        if column.input.role == "numeric" and column.constant:
-            raise DataError(f"predictor {name} is {column.minimum:g} in every row, like the intercept; leave it out")
         if column.input.role == "weight" and column.minimum <= 0:
             raise DataError(f"weights {name}: the smallest is {column.minimum:g}; precision weights must be positive")
         if column.input.role == "weight" and column.incomplete:

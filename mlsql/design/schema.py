@@ -14,7 +14,7 @@ from mlsql.formula.spec import ModelSpec
 from mlsql.formula.terms import Atom
 
 Table = Literal["rows", "level2"]
-Role = Literal["outcome", "key", "weight", "numeric", "factor"]
+Role = Literal["outcome", "key", "weight", "offset", "numeric", "factor"]
 
 _NUMERIC = (
     "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT",
@@ -97,6 +97,18 @@ class Candidate:
     categorical: bool = False
 
 
+def comparable(one: str, other: str) -> bool:
+    """True when values of two types can be matched as keys."""
+    return _family(one) == _family(other)
+
+
+def _family(dtype: str) -> str:
+    kind = dtype.split("(", maxsplit=1)[0].upper()
+    if kind in ("VARCHAR", "ENUM"):
+        return "text"
+    return "number" if kind in _NUMERIC else kind
+
+
 def outcome_sql(spec: ModelSpec) -> str:
     """The outcome with offsets subtracted, as SQL text."""
     tree: exp.Expr = sqlglot.parse_one(spec.outcome.sql, dialect="duckdb")
@@ -130,6 +142,8 @@ def locate(
         For an expression that mixes columns of both tables.
     """
     warnings: list[str] = []
+    for offset in spec.offset:
+        require_columns(f"offset({offset.name})", offset.sql, rows)
     found: list[Candidate] = [Candidate(spec.outcome.name, outcome_sql(spec), "outcome", "rows")]
     found += [Candidate(k.name, k.sql, "key", "rows") for k in spec.keys]
     if spec.weights is not None:
@@ -172,7 +186,7 @@ def classify(candidate: Candidate, dtype: str) -> Input:
                 f"or time: group by its parts, or by I(CAST({candidate.sql} AS VARCHAR))"
             )
         return Input(candidate.name, candidate.sql, "key", candidate.table, dtype)
-    if candidate.role in ("outcome", "weight"):
+    if candidate.role in ("outcome", "weight", "offset"):
         if kind not in _NUMERIC:
             raise DataError(
                 f"the {candidate.role} {candidate.name} has type {dtype}; it must be numeric: "

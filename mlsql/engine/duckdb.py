@@ -20,6 +20,9 @@ from mlsql.sql.syntax import render
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_UNUSABLE = ("ConnectionException", "TransactionException", "ResourceInUseException", "InterruptException")
+"""Errors that speak of the connection, not of the statement; by name, since not all versions have all of them."""
+
 Progress = Callable[[str, float], None]
 """Receives a step's name and the share of it that is done, 0 to 1."""
 
@@ -156,10 +159,10 @@ class DuckDBEngine:
         """
         try:
             self.run(render(exp.select("*").from_(relation.copy()).limit(0))).fetchall()
-        except (duckdb.CatalogException, duckdb.BinderException, duckdb.ParserException):
-            return False
         except duckdb.Error as error:
-            raise DataError(f"the connection cannot be used: {_first_lines(error)}") from error
+            if type(error).__name__ in _UNUSABLE:
+                raise DataError(f"the connection cannot be used: {_first_lines(error)}") from error
+            return False
         return True
 
     @contextmanager

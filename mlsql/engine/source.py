@@ -128,7 +128,7 @@ def _text(text: str, role: str, exists: Exists | None) -> Source:
     dotted = _dotted(text)
     if exists is not None and dotted is not None and exists(dotted):
         return Source(text, dotted)
-    query = _query(text)
+    query = _query(text, role)
     if query is not None:
         return Source(" ".join(text.split()), query)
     if _suffix(text) or Path(text).exists() or any(c in text for c in "*?["):
@@ -151,16 +151,16 @@ def _dotted(text: str) -> exp.Table | None:
     return table
 
 
-def _query(text: str) -> exp.Expr | None:
+def _query(text: str, role: str) -> exp.Expr | None:
     word = re.match(r"\w*", _BEFORE_SQL.sub("", text))
     if word is None or word.group().lower() not in ("select", "with", "from", "values", "pivot"):
         return None
     try:
         tree = sqlglot.parse_one(text, dialect="duckdb")
     except (ParseError, TokenError) as error:
-        raise DataError(f"data is not SQL that can be read: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{role} is not SQL that can be read: {str(error).splitlines()[0]}") from error
     if not isinstance(tree, exp.Query):
-        raise DataError(f"data must be one SELECT statement, found {type(tree).__name__.upper()}")
+        raise DataError(f"{role} must be one SELECT statement, found {type(tree).__name__.upper()}")
     inner = tree.unnest() if isinstance(tree, exp.Subquery) else tree
     return exp.Subquery(this=inner, alias=exp.TableAlias(this=exp.to_identifier("data", quoted=True)))
 

@@ -38,10 +38,11 @@ def replace_rows(con: duckdb.DuckDBPyConnection, fit_id: str, tables: Sequence[T
         When the database cannot be written, or a table of that name has other columns; nothing is changed then.
     """
     labels = [f"{INCOMING}_{i}" for i in range(len(tables))]
-    for label, item in zip(labels, tables, strict=True):
-        con.register(label, item.rows)
-    own = _begin(con)
+    own = False
     try:
+        for label, item in zip(labels, tables, strict=True):
+            con.register(label, item.rows)
+        own = _begin(con)
         for label, item in zip(labels, tables, strict=True):
             for statement in _statements(item.table, label, fit_id):
                 con.execute(render(statement))
@@ -62,10 +63,14 @@ def replace_rows(con: duckdb.DuckDBPyConnection, fit_id: str, tables: Sequence[T
 
 
 def _begin(con: duckdb.DuckDBPyConnection) -> bool:
-    try:
-        con.execute("BEGIN TRANSACTION")
-    except duckdb.TransactionException:
+    """Begin a transaction unless the user has one open; trying and failing would abort the user's.
+
+    Without an open transaction every statement has one of its own, with its own number.
+    """
+    first, second = (con.execute("SELECT txid_current()").fetchone() for _ in range(2))
+    if first == second:
         return False
+    con.execute("BEGIN TRANSACTION")
     return True
 
 

@@ -10,7 +10,6 @@ import numpy as np
 from mlsql._arrays import Array, IntArray
 from mlsql.design.design import Design
 from mlsql.design.layout import moment_columns
-from mlsql.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -76,16 +75,9 @@ def pack(design: Design, by_group: pa.Table, pooled: pa.Table | None) -> tuple[M
     varying : frozenset of str
         SQL of inputs that were taken to be constant within groups and are not: when not empty, the design must be
         built again and the moments with it.
-
-    Raises
-    ------
-    DataError
-        When no complete row is left.
     """
     layout = moment_columns(design)
     S, J = len(design.sources), by_group.num_rows
-    if J == 0:
-        raise DataError("no complete rows are left; the counts of missing values per column are in the survey")
     columns = iter(by_group.columns[layout.n_keys :])
     n = _integers(next(columns))
     sums = np.empty((S, J))

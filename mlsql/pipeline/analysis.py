@@ -10,7 +10,7 @@ from mlsql.design.design import Design, build_design
 from mlsql.design.schema import Schema
 from mlsql.design.survey import Survey
 from mlsql.engine.duckdb import DuckDBEngine, Progress
-from mlsql.errors import DesignError
+from mlsql.errors import DataError, DesignError
 from mlsql.formula.spec import ModelSpec
 from mlsql.moments.moments import Moments, pack
 from mlsql.moments.statistics import Collinear, collinear_columns
@@ -93,6 +93,8 @@ def _moments(
         design = build_design(spec, schema, survey, varying=varying, excluded=excluded)
         steps = moments_steps(design, inputs.tables)
         answers = [engine.query(step) for step in steps]
+        if not answers[0].num_rows:
+            raise DataError("no complete rows are left; missing values are " + ", ".join(_missing(survey)))
         started = time.perf_counter()
         moments, found = pack(design, answers[0], answers[1] if len(answers) > 1 else None)
         if not found:
@@ -109,6 +111,8 @@ def check_groups(design: Design, moments: Moments) -> None:
     """
     spec, q = design.spec, len(design.random)
     J, N, largest = moments.n_groups, moments.n_rows, int(moments.n.max())
+    if len(design.fixed.columns) >= N:
+        raise DesignError(f"{len(design.fixed.columns)} fixed effects but {N:,} complete rows; use fewer predictors")
     if J < 2:
         raise DesignError(
             f"random term (1 | {spec.group}): {spec.group} has {J} level in {N:,} rows, at least 2 are needed; "
@@ -124,8 +128,6 @@ def check_groups(design: Design, moments: Moments) -> None:
             f"{q} random coefficients of {spec.group}, but no group has more than {largest} rows: their covariance "
             "cannot be told from level-1 errors; use fewer random coefficients"
         )
-    if len(design.fixed.columns) >= N:
-        raise DesignError(f"{len(design.fixed.columns)} fixed effects but {N:,} complete rows; use fewer predictors")
 
 
 def _collinear_message(found: Collinear) -> str:
@@ -151,6 +153,11 @@ def _dropped(survey: Survey, moments: Moments) -> tuple[str, ...]:
     lost = survey.rows - moments.n_rows
     if not lost:
         return ()
+    return (f"{lost:,} of {survey.rows:,} rows are incomplete in the model's columns", *_missing(survey))
+
+
+def _missing(survey: Survey) -> list[str]:
+    """Missing values, column by column."""
     counts = [
         f"{c.input.name}: {c.nulls:,} NULL"
         + (f", {c.nans:,} NaN" if c.nans else "")
@@ -160,4 +167,4 @@ def _dropped(survey: Survey, moments: Moments) -> tuple[str, ...]:
     ]
     if survey.unmatched:
         counts.append(f"group not in the level2 table: {survey.unmatched:,} rows")
-    return (f"{lost:,} of {survey.rows:,} rows are incomplete in the model's columns", *counts)
+    return counts

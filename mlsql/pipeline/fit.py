@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -149,7 +150,7 @@ def evaluate(
     analysis = analyse(spec, inputs)
     started = time.perf_counter()
     statistics = assemble(analysis.design, analysis.moments)
-    L = _given_factor(statistics, np.atleast_2d(np.asarray(T, dtype=np.float64)), sigma2)
+    L = _given_factor(statistics, _matrix(T), sigma2)
     evaluation = Deviance(statistics, spec.method).at(L, sigma2=sigma2)
     singular = bool(np.any(np.diag(L) == 0.0))
     estimates = Estimates(
@@ -163,11 +164,18 @@ def _fit(estimates: Estimates, analysis: Analysis, inputs: Inputs, seconds: Mapp
     return Fit(estimates, inputs, analysis.plan, analysis.dropped, warnings, dict(seconds))
 
 
+def _matrix(T: object) -> Array:
+    try:
+        return np.atleast_2d(np.asarray(T, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise FitError(f"T is {T!r}; it must be a matrix of numbers, or one number") from error
+
+
 def _given_factor(statistics: Statistics, T: Array, sigma2: float) -> Array:
     q = statistics.q
     if T.shape != (q, q):
         raise FitError(f"T has shape {T.shape}, but the model has {q} random coefficients: it must be ({q}, {q})")
-    if not (np.isfinite(sigma2) and sigma2 > 0):
+    if not (isinstance(sigma2, Real) and np.isfinite(sigma2) and sigma2 > 0):
         raise FitError(f"sigma2 is {sigma2}; a level-1 variance is a positive number")
     if not np.allclose(T, T.T, rtol=1e-10, atol=0) or not np.all(np.isfinite(T)):
         raise FitError("T must be symmetric and finite")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sqlglot import exp
 
 from mlsql.design.design import Design
-from mlsql.design.schema import Candidate, Input, classify, require_columns
+from mlsql.design.schema import Candidate, Input, classify, comparable, require_columns
 from mlsql.engine.duckdb import DuckDBEngine
 from mlsql.errors import DataError
 from mlsql.pipeline.prepare import Inputs
@@ -52,16 +52,8 @@ def _check(items: Sequence[Input], columns: dict[str, str], relation: exp.Expr, 
         found = classify(candidate, str(dtype))
         if item.role == "numeric" and found.role != "numeric":
             raise DataError(f"{item.name} is {dtype} in the data; the fit had a number ({item.dtype})")
-        if item.role == "key" and _family(item.dtype) != _family(str(dtype)):
+        if item.role == "key" and not comparable(item.dtype, str(dtype)):
             raise DataError(
                 f"the grouping column {item.name} is {dtype} in the data; the fit had {item.dtype}: "
                 "convert it, so that groups can be told"
             )
-
-
-def _family(dtype: str) -> str:
-    """Types whose values compare with each other."""
-    kind = dtype.split("(", maxsplit=1)[0].upper()
-    if kind in ("VARCHAR", "ENUM"):
-        return "text"
-    return "number" if "INT" in kind or kind in ("DECIMAL", "FLOAT", "DOUBLE") else kind

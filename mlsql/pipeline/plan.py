@@ -61,7 +61,7 @@ def plan(
         steps += [survey_step(tables.level2, schema.of_table("level2"), "level2"), level2_step(tables, schema)]
     factors = schema.of_role("factor")
     if factors:
-        steps.append(levels_step(tables, factors, () if answers is None else answers.incomplete_inputs("rows")))
+        steps.append(levels_step(tables, schema, () if answers is None else answers.incomplete_inputs("rows")))
     steps.append(preview_step(tables.rows, schema, () if answers is None else answers.incomplete_inputs("rows")))
     if answers is None and factors:
         note = (

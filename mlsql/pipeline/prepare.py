@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sqlglot import exp
 
 from mlsql._typing import Method
-from mlsql.design.schema import Candidate, Schema, classify, locate
+from mlsql.design.schema import Candidate, Input, Schema, classify, comparable, locate
 from mlsql.engine.duckdb import DuckDBEngine, Progress, open_engine
 from mlsql.engine.source import Source, make_source
 from mlsql.errors import DataError, FormulaError, QueryError
@@ -85,18 +85,35 @@ def make_schema(spec: ModelSpec, inputs: Inputs, engine: DuckDBEngine) -> Schema
     rows = engine.columns(inputs.rows, "data")
     level2 = None if inputs.level2 is None else engine.columns(inputs.level2, "level2")
     candidates, warnings = locate(spec, rows, level2)
+    offsets = [Candidate(f"offset({o.name})", o.sql, "offset", "rows") for o in spec.offset]
+    for offset, dtype in zip(offsets, _types(engine, inputs.tables.rows, offsets), strict=True):
+        classify(offset, dtype)
     found = []
     for table, relation in (("rows", inputs.tables.rows), ("level2", inputs.tables.level2)):
         chosen = [c for c in candidates if c.table == table]
         if relation is not None and chosen:
             types = _types(engine, relation, chosen)
             found += [classify(c, t) for c, t in zip(chosen, types, strict=True)]
+    if inputs.level2 is not None:
+        _check_keys([i for i in found if i.role == "key"], inputs.level2.relation, engine)
     position = {c.sql: i for i, c in reversed(list(enumerate(candidates)))}
     found.sort(key=lambda item: position[item.sql])
     return Schema(tuple(dict.fromkeys(found)), level2 is not None, warnings)
 
 
+def _check_keys(keys: list[Input], level2: exp.Expr, engine: DuckDBEngine) -> None:
+    candidates = [Candidate(k.name, k.sql, "key", "level2") for k in keys]
+    for key, dtype in zip(keys, _types(engine, level2, candidates), strict=True):
+        if not comparable(key.dtype, dtype):
+            raise DataError(
+                f"the grouping column {key.name} is {key.dtype} in the data and {dtype} in the level2 table; "
+                "convert one of them, so that groups can be matched"
+            )
+
+
 def _types(engine: DuckDBEngine, relation: exp.Expr, candidates: list[Candidate]) -> list[str]:
+    if not candidates:
+        return []
     try:
         answer = engine.query(types_step(relation, candidates))
     except QueryError as error:
@@ -106,4 +123,8 @@ def _types(engine: DuckDBEngine, relation: exp.Expr, candidates: list[Candidate]
             except QueryError as single:
                 raise FormulaError(f"{candidate.name}: {str(single).split(': ', 1)[-1]}") from error
         raise DataError(str(error)) from error
+    if answer.num_rows != len(candidates):
+        if len(candidates) > 1:
+            return [t for c in candidates for t in _types(engine, relation, [c])]
+        raise FormulaError(f"{candidates[0].name} gives {answer.num_rows} columns; a term is one value of a row")
     return [str(t) for t in answer.column("column_type").to_pylist()]

@@ -52,6 +52,8 @@ def run_survey(schema: Schema, inputs: Inputs, engine: DuckDBEngine) -> Survey:
     # 2
     if tables.level2 is not None:
         upper_rows, upper = _table_survey(engine, tables.level2, schema.of_table("level2"), "level2")
+        if not upper_rows:
+            raise DataError("the level2 table has no rows")
         unmatched = check_level2_keys(engine, tables, schema)
         survey = replace(survey, columns=(*columns, *upper), level2_rows=upper_rows, unmatched=unmatched)
     check_survey(schema, survey)
@@ -59,7 +61,7 @@ def run_survey(schema: Schema, inputs: Inputs, engine: DuckDBEngine) -> Survey:
     # 3
     factors = schema.of_role("factor")
     if factors:
-        levels = _levels(engine, tables, factors, incomplete)
+        levels = _levels(engine, tables, schema, incomplete)
         survey = replace(survey, levels=levels, empty_levels=_empty_levels(factors, levels))
     # 4
     lower = [i for i in incomplete if i.table == "rows"]
@@ -110,9 +112,10 @@ def check_level2_keys(engine: DuckDBEngine, tables: Tables, schema: Schema) -> i
 
 
 def _levels(
-    engine: DuckDBEngine, tables: Tables, factors: Sequence[Input], incomplete: Sequence[Input]
+    engine: DuckDBEngine, tables: Tables, schema: Schema, incomplete: Sequence[Input]
 ) -> dict[str, tuple[str, ...]]:
-    answer = engine.query(levels_step(tables, factors, incomplete)).to_pydict()
+    factors = schema.of_role("factor")
+    answer = engine.query(levels_step(tables, schema, incomplete)).to_pydict()
     found: dict[str, list[str]] = {f.sql: [] for f in factors}
     for index, level in zip(answer["factor"], answer["level"], strict=True):
         found[factors[index].sql].append(level)

@@ -68,8 +68,14 @@ def irregular_step(relation: exp.Expr, inputs: Sequence[Input]) -> Step:
     )
 
 
-def levels_step(tables: Tables, factors: Sequence[Input], incomplete: Sequence[Input]) -> Step:
-    """Levels of every factor among the complete rows, in the column's own order."""
+def levels_step(tables: Tables, schema: Schema, incomplete: Sequence[Input]) -> Step:
+    """Levels of every factor among the complete rows, in the column's own order.
+
+    Of the level-2 table only groups that the data have count: a level that no row has would be a column of zeros.
+    """
+    factors, keys = schema.of_role("factor"), [scalar(k.sql) for k in schema.of_role("key")]
+    left = keys[0] if len(keys) == 1 else exp.Tuple(expressions=keys)
+    groups = exp.select(*[k.copy() for k in keys]).from_(tables.rows.copy()).subquery()
     selects = []
     for index, factor in enumerate(factors):
         relation = tables.level2 if factor.table == "level2" and tables.level2 is not None else tables.rows
@@ -82,7 +88,7 @@ def levels_step(tables: Tables, factors: Sequence[Input], incomplete: Sequence[I
                 aliased(_position(factor), "position"),
             )
             .from_(relation.copy())
-            .where(*filters)
+            .where(*filters, *([exp.In(this=left.copy(), query=groups.copy())] if factor.table == "level2" else []))
             .group_by(scalar(factor.sql))
         )
         selects.append(grouped)
@@ -151,7 +157,11 @@ def level2_step(tables: Tables, schema: Schema) -> Step:
     """Rows, distinct keys and NULL keys of the level-2 table; rows of the data whose group it does not have."""
     keys = schema.of_role("key")
     assert tables.level2 is not None
-    upper = exp.select(*[aliased(scalar(k.sql), f"k{i}") for i, k in enumerate(keys)]).from_(tables.level2.copy())
+    upper = (
+        exp.select(*[aliased(scalar(k.sql), f"k{i}") for i, k in enumerate(keys)])
+        .from_(tables.level2.copy())
+        .where(*present(keys))
+    )
     lower = (
         exp.select(
             *[aliased(scalar(k.sql), f"k{i}") for i, k in enumerate(keys)],

@@ -54,7 +54,7 @@ def test_long_lists_of_columns_are_cut(refuse: Refuse, con: duckdb.DuckDBPyConne
 def test_case_does_not_matter(con: duckdb.DuckDBPyConnection) -> None:
     upper = mlsql.fit("Y ~ X + F + (X | G)", "t", con=con)
     lower = mlsql.fit("y ~ x + f + (x | g)", "t", con=con)
-    assert upper.deviance == lower.deviance
+    assert upper.deviance == pytest.approx(lower.deviance, rel=1e-11)
     assert upper.predict().height == 120  # type: ignore[union-attr]
 
 
@@ -82,8 +82,7 @@ def test_functions_in_weights(refuse: Refuse) -> None:
 
 
 def test_an_offset_of_the_wrong_type_is_named(refuse: Refuse) -> None:
-    with pytest.raises(mlsql.MlsqlError, match=r"offset|\bf\b"):
-        refuse(mlsql.DataError, ["f"], "y ~ x + offset(f) + (1 | g)")
+    refuse(mlsql.DataError, ["offset(f)", "VARCHAR", "must be numeric"], "y ~ x + offset(f) + (1 | g)")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ import pytest
 import mlsql
 
 Con = duckdb.DuckDBPyConnection
+SAME = 1e-11  # the same sums; the order of a matrix product's terms may differ from run to run
+SAME_EFFECTS = 1e-6  # first order in the error of theta, where the deviance is second order
 
 
 def quoted(name: str) -> str:
@@ -40,8 +42,8 @@ def predictions(fitted: mlsql.Fit) -> list[float]:
 
 
 TABLES = [
-    'my "table"', "my table", "select", "order", "a; b", "it's", "t.csv", "s.t", "a*b", "from t", "select 1", "ä",
-    "1st", "--", "/* t */", "%s", "{t}", "$1", "?", "(t)", " t ", "values", "with", "mlsql_rows", "memory",
+    'my "table"', "select", "order", "a; b", "it's", "t.csv", "s.t", "a*b", "from t", "select 1", "ä ö", "1st", "--",
+    "/* t */", "%s {t} $1 ?", "(t)", " t ", "mlsql_rows", "memory",
 ]  # fmt: skip
 
 
@@ -54,7 +56,7 @@ def simple(plain: Con) -> mlsql.Fit:
 def test_tables(con: Con, simple: mlsql.Fit, name: str) -> None:
     con.execute(f"CREATE TABLE {quoted(name)} AS FROM t")
     fitted = mlsql.fit("y ~ x + f + (1 | g)", name, con=con)
-    assert fitted.deviance == simple.deviance
+    assert fitted.deviance == pytest.approx(simple.deviance, rel=SAME)
     fitted.predict(into=f"{name} predicted")
     assert con.sql(f"SELECT count(*) FROM {quoted(name + ' predicted')}").fetchall() == [(120,)]
 
@@ -72,43 +74,41 @@ def joined(plain: Con) -> mlsql.Fit:
     return mlsql.fit(BOTH, "t", con=plain, level2="upper")
 
 
-@pytest.mark.parametrize("name", OWN)
-def test_tables_called_like_parts_of_a_query(con: Con, joined: mlsql.Fit, name: str) -> None:
-    con.execute(f'CREATE TABLE "{name}" AS FROM t')
-    as_rows = mlsql.fit(BOTH, name, con=con, level2="upper")
-    assert as_rows.deviance == joined.deviance
-    con.execute(f'CREATE OR REPLACE TABLE "{name}" AS FROM upper')
-    as_level2 = mlsql.fit(BOTH, "SELECT * FROM t", con=con, level2=f'SELECT * FROM "{name}"')
-    assert as_level2.deviance == joined.deviance
-    assert predictions(as_level2) == predictions(joined)
+@pytest.mark.parametrize(("rows", "level2"), list(zip(OWN, [*OWN[1:], OWN[0]], strict=True)))
+def test_tables_called_like_parts_of_a_query(con: Con, joined: mlsql.Fit, rows: str, level2: str) -> None:
+    con.execute(f'CREATE TABLE "{rows}" AS FROM t; CREATE TABLE "{level2}" AS FROM upper')
+    fitted = mlsql.fit(BOTH, rows, con=con, level2=f'SELECT * FROM "{level2}"')
+    assert fitted.deviance == pytest.approx(joined.deviance, rel=SAME)
+    assert predictions(fitted) == pytest.approx(predictions(joined), rel=SAME_EFFECTS)
 
 
 COLUMNS = [
-    "select", "sum", "order", "group", "from", "where", "table", "case", "end", "in", "is", "null", "true", "not",
-    "count", "log", "C", "offset", "group_mean", "my col", 'a "b" c', "it's", "a+b", "a:b", "a|b", "(x | g)", "x~y",
-    "1st", "ä ö", "a.b", "x]", "[x]", "--", "rows", "n", "key 0", "x: mean", "min of x", "(Intercept)", "x * y",
-    "level2",
+    "select", "sum", "order", "group", "table", "case", "end", "null", "true", "count", "log", "C", "offset",
+    "group_mean", 'a "b" c', "it's", "a+b", "a:b", "(x | g)", "x~y", "1st", "ä ö", "a.b", "[x]", "--", "rows", "n",
+    "key 0", "x: mean", "min of x", "(Intercept)", "x * y", "level2",
 ]  # fmt: skip
-EVERYWHERE = "y ~ {} + group_center({}):z + I({} * {}):flag + ({} || g)"
+PAIRS = list(zip(COLUMNS[::2], [*COLUMNS[1::2], "mixed Case"], strict=True))
+EVERYWHERE = "y ~ {x} + group_center({x}):{z} + I({x} * {z}):flag + group_mean({z}) + ({z} || g)"
 
 
 @pytest.fixture(scope="module")
 def everywhere(plain: Con) -> mlsql.Fit:
-    return mlsql.fit(EVERYWHERE.replace("{}", "x"), "t", con=plain)
+    return mlsql.fit(EVERYWHERE.format(x="x", z="z"), "t", con=plain)
 
 
-@pytest.mark.parametrize("name", COLUMNS)
-def test_columns(con: Con, everywhere: mlsql.Fit, name: str) -> None:
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+def test_columns(con: Con, everywhere: mlsql.Fit, first: str, second: str) -> None:
     """As predictor, random coefficient, centred, inside an expression: the same numbers as under a plain name."""
-    fitted = mlsql.fit(EVERYWHERE.replace("{}", quoted(name)), f"SELECT * RENAME (x AS {quoted(name)}) FROM t", con=con)
-    assert fitted.deviance == everywhere.deviance
-    assert predictions(fitted) == predictions(everywhere)
+    x, z = quoted(first), quoted(second)
+    fitted = mlsql.fit(EVERYWHERE.format(x=x, z=z), f"SELECT * RENAME (x AS {x}, z AS {z}) FROM t", con=con)
+    assert fitted.deviance == pytest.approx(everywhere.deviance, rel=SAME)
+    assert predictions(fitted) == pytest.approx(predictions(everywhere), rel=SAME_EFFECTS)
 
 
-@pytest.mark.parametrize("name", ["select", "order", "my col", "it's", 'a "b"', "rows", "n"])
+@pytest.mark.parametrize("name", ["order", 'a "b"', "rows", "n"])
 def test_outcomes_keys_weights_and_factors(con: Con, name: str) -> None:
-    formula, column = "y ~ x + f + (x | g)", quoted(name)
-    expected = mlsql.fit(formula, "t", con=con, weights="z + 1").deviance
+    formula, column = "y ~ x + f + (1 | g)", quoted(name)
+    expected = pytest.approx(mlsql.fit(formula, "t", con=con, weights="z + 1").deviance, rel=SAME)
     for old, new in (("y ~", f"{column} ~"), ("| g", f"| {column}"), ("+ f", f"+ {column}")):
         data = f"SELECT * RENAME ({old.strip('~|+ ')} AS {column}) FROM t"
         assert mlsql.fit(formula.replace(old, new), data, con=con, weights="z + 1").deviance == expected

@@ -8,6 +8,7 @@ import duckdb
 import numpy as np
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
 import mlsql
 
@@ -120,9 +121,9 @@ def test_groups_without_least_squares(con: Con) -> None:
 
 def test_into_a_table(con: Con, fitted: mlsql.Fit) -> None:
     assert fitted.predict(into="predicted") is None
-    assert con.sql("FROM predicted ORDER BY i").pl().equals(predicted(fitted))
+    assert_frame_equal(con.sql("FROM predicted ORDER BY i").pl(), predicted(fitted))
     assert fitted.residuals(into="left over") is None
-    assert con.sql('FROM "left over" ORDER BY i').pl().equals(residuals(fitted))
+    assert_frame_equal(con.sql('FROM "left over" ORDER BY i').pl(), residuals(fitted))
 
 
 @pytest.mark.parametrize("verb", ["predict", "residuals"])
@@ -212,4 +213,4 @@ def test_data_with_a_column_of_the_result(con: Con, fitted: mlsql.Fit) -> None:
 def test_the_table_may_replace_its_own_source(con: Con, fitted: mlsql.Fit) -> None:
     expected = predicted(fitted)
     fitted.predict(into="t", replace=True)
-    assert con.sql("FROM t ORDER BY i").pl().equals(expected)
+    assert_frame_equal(con.sql("FROM t ORDER BY i").pl(), expected)

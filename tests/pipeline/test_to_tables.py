@@ -9,6 +9,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
+from polars.testing import assert_frame_equal
 
 import mlsql
 
@@ -66,10 +67,11 @@ def test_rows_are_those_of_the_accessors(fitted: mlsql.Fit, store: Con) -> None:
     fit_id = fitted.to_tables(store)
     assert fit_id == fitted.fit_id
     fixed = store.sql(f"SELECT * EXCLUDE (fit_id) FROM ml_fixed_effects WHERE fit_id = '{fit_id}'").pl()
-    assert fixed.equals(fitted.fixed_effects)
-    assert store.sql("SELECT * EXCLUDE (fit_id) FROM ml_variance_components").pl().equals(fitted.variance_components)
+    assert_frame_equal(fixed, fitted.fixed_effects)
+    stored = store.sql("SELECT * EXCLUDE (fit_id) FROM ml_variance_components").pl()
+    assert_frame_equal(stored, fitted.variance_components)
     effects = store.sql('SELECT * EXCLUDE (fit_id, "group", key) FROM ml_group_effects').pl()
-    assert effects.equals(fitted.group_effects().drop("g"))
+    assert_frame_equal(effects, fitted.group_effects().drop("g"))
     assert store.sql('SELECT DISTINCT "group", count(DISTINCT key) FROM ml_group_effects GROUP BY 1').fetchall() == [
         ("g", 12)
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import duckdb
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+
 LEVEL2 = ("w", "v", "s")
 
 MEANS = {
@@ -22,6 +24,11 @@ MEANS = {
     "mm": "avg({}) OVER ()",
     "gm": "avg({}) FILTER (first) OVER ()",
 }
+
+
+@cache
+def _connection() -> duckdb.DuckDBPyConnection:
+    return duckdb.connect()
 
 
 def small_rows(seed: int = 1) -> pl.DataFrame:
@@ -95,7 +102,7 @@ class Case:
 
     def columns(self, data: pl.DataFrame, expressions: Sequence[str]) -> Array:
         """SQL columns of the rows, in the order of `row`."""
-        con = duckdb.connect()
+        con = _connection()
         con.register("d", data.to_arrow())
         # `first` marks one row of each group
         extra = "avg(x) OVER (PARTITION BY g) AS mx, row_number() OVER (PARTITION BY g ORDER BY row) = 1 AS first"

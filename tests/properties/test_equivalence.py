@@ -314,9 +314,9 @@ def test_a_missing_predictor_gives_no_prediction(rows: Rows) -> None:
     assert other["population"].null_count() == len(other)
 
 
-def test_predictions_on_the_data_given_again_are_those_of_the_fit(case: Any, rows: Rows) -> None:
-    data, options = case.inputs(rows())
-    fit = mlsql.evaluate(case.formula, data, T=case.T, sigma2=1.0, **options)
+def test_predictions_on_the_data_given_again_are_those_of_the_fit(spelled: Any, rows: Rows) -> None:
+    data, options = spelled.inputs(rows())
+    fit = mlsql.evaluate(spelled.formula, data, T=spelled.T, sigma2=1.0, **options)
     own = fit.predict()
     again = fit.predict(data, level2=options.get("level2"))
     assert own is not None

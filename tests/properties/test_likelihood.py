@@ -172,14 +172,15 @@ def test_errors_of_variances_are_the_curvature_of_the_dense_log_likelihood(
 
 
 def larger(seed: int) -> pl.DataFrame:
-    """Thirty groups of five rows whose variances are far from the boundary."""
+    """Twenty groups of four rows whose variances are far from the boundary."""
     rng = np.random.default_rng(seed)
-    g = np.repeat(np.arange(30), 5)
-    x, z, w, v = rng.normal(size=150), rng.normal(size=150), rng.normal(size=30)[g], rng.normal(size=30)[g]
-    u = rng.normal(size=(30, 3)) * [1.5, 1.2, 1.2]
-    y = 2 + x + w + u[g, 0] + u[g, 1] * x + u[g, 2] * z + rng.normal(size=150)
-    weight = rng.integers(1, 4, 150) / 2
-    return pl.DataFrame({"row": np.arange(150), "g": g, "x": x, "z": z, "w": w, "v": v, "weight": weight, "y": y})
+    J, N = 20, 80
+    g = np.repeat(np.arange(J), 4)
+    x, z, w, v = rng.normal(size=N), rng.normal(size=N), rng.normal(size=J)[g], rng.normal(size=J)[g]
+    u = rng.normal(size=(J, 3)) * [1.5, 1.5, 1.5]
+    y = 2 + x + w + u[g, 0] + u[g, 1] * x + u[g, 2] * z + rng.normal(size=N)
+    weight = rng.integers(1, 4, N) / 2
+    return pl.DataFrame({"row": np.arange(N), "g": g, "x": x, "z": z, "w": w, "v": v, "weight": weight, "y": y})
 
 
 def second_differences(value: Callable[[Array], float], at: Array) -> Array:

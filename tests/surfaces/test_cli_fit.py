@@ -196,7 +196,6 @@ def test_a_missing_database_is_not_made(invoke: Any, tmp_path: Path) -> None:
     assert not database.exists()
 
 
-@pytest.mark.xfail(strict=True, reason="the results are opened while the data's connection is still open")
 def test_results_into_the_database_of_the_data(invoke: Any, warehouse: Path) -> None:
     where = str(warehouse)
     found = invoke("fit", "--database", where, "--data", "pupils", "--formula", FORMULA, "--into", where)
@@ -204,9 +203,6 @@ def test_results_into_the_database_of_the_data(invoke: Any, warehouse: Path) -> 
     assert stored(warehouse, "SELECT count(*) FROM ml_fits") == [(1,)]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="DuckDB opens a Parquet or CSV file as a database in memory, where results vanish"
-)
 def test_results_are_not_lost_in_a_file_of_another_format(invoke: Any, hsb: str, tmp_path: Path) -> None:
     pl.DataFrame({"x": [1]}).write_parquet(tmp_path / "results.parquet")
     before = (tmp_path / "results.parquet").read_bytes()

@@ -73,10 +73,7 @@ def test_code_3_for_a_singular_fit(command: Command, level_batches: str) -> None
     "interruption",
     [
         KeyboardInterrupt,
-        pytest.param(
-            mlsql.QueryInterrupted,
-            marks=pytest.mark.xfail(strict=True, reason="main() treats an interrupted query like any error: code 1"),
-        ),
+        mlsql.QueryInterrupted,
     ],
 )
 def test_code_130_when_interrupted(

@@ -35,6 +35,8 @@ WITH "mlsql_level2_keys" AS (
   SELECT
     "school" AS "k0"
   FROM "schools"
+  WHERE
+    NOT "school" IS NULL
 ), "mlsql_data_groups" AS (
   SELECT
     "school" AS "k0",
@@ -86,6 +88,17 @@ FROM (
   FROM "schools"
   WHERE
     NOT "area" IS NULL
+    AND "school" IN (
+      SELECT
+        "school"
+      FROM (
+        SELECT
+          *
+        FROM pupils
+        WHERE
+          year > 2010
+      ) AS "data"
+    )
   GROUP BY
     "area"
 ) AS "levels"
