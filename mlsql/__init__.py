@@ -54,9 +54,9 @@ __all__ = sorted(_HOME)  # noqa: PLE0605
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import version
+        from mlsql.version import package_version
 
-        return version("mlsql")
+        return package_version()
     if name not in _HOME:
         raise AttributeError(f"module 'mlsql' has no attribute {name!r}")
     value = getattr(import_module(_HOME[name]), name)

@@ -20,6 +20,7 @@ LAYERS = {
     "errors": 0,
     "status": 0,
     "_typing": 0,
+    "version": 0,
     "_arrays": 0,
     "example": 1,
     "formula": 1,

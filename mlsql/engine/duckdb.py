@@ -85,10 +85,11 @@ class DuckDBEngine:
         self._write(Step("write", step.purpose, statement))
 
     def copy_to(self, step: Step, path: str, file_format: str) -> None:
-        """Write a step's answer to a file."""
+        """Write a step's answer to a file; a failure may leave it half written, but no other file beside it."""
         target = exp.Literal.string(path)
-        setting = exp.CopyParameter(this=exp.var("FORMAT"), expression=exp.var(file_format.upper()))
-        statement = exp.Copy(this=exp.Subquery(this=step.tree), kind=False, files=[target], params=[setting])
+        settings = {"FORMAT": file_format.upper(), "USE_TMP_FILE": "FALSE"}
+        params = [exp.CopyParameter(this=exp.var(k), expression=exp.var(v)) for k, v in settings.items()]
+        statement = exp.Copy(this=exp.Subquery(this=step.tree), kind=False, files=[target], params=params)
         self._write(Step("write", step.purpose, statement))
 
     def _write(self, step: Step) -> None:
@@ -147,6 +148,13 @@ class DuckDBEngine:
             rows = self.run(render(statement)).fetchall()
         except duckdb.Error as error:
             raise DataError(f"{role} {source.label} cannot be read: {_first_lines(error)}") from error
+        names = [str(r[0]) for r in rows]
+        lowered = [n.lower() for n in names]
+        twice = next((n for i, n in enumerate(names) if n.lower() in lowered[:i]), None)
+        if twice is not None:
+            raise DataError(
+                f"{role} {source.label}: column {twice!r} occurs twice but for upper and lower case; rename one"
+            )
         return {str(r[0]): str(r[1]) for r in rows}
 
     def exists(self, relation: exp.Expr) -> bool:

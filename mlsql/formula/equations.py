@@ -78,6 +78,10 @@ def parse_equations(text: str, groups: str | None) -> ParsedFormula:
 
 
 def _assemble(outcome: str, groups: str, coefficients: dict[str, Term], level2: dict[str, _Equation]) -> ParsedFormula:
+    symbols = [s for e in level2.values() for s in (*e.loose, *e.slopes)]
+    twice = next((s for i, s in enumerate(symbols) if s in symbols[:i]), None)
+    if twice is not None:
+        raise FormulaError(f"the symbol {twice} stands in two places; every coefficient and random effect is its own")
     fixed: list[Term] = []
     random: list[Term] = []
     for symbol, term in coefficients.items():

@@ -252,6 +252,10 @@ class _Parser:
         inner = self.tokens[start + 1 : self.position - 1]
         if not inner:
             raise self.fail(f"{name.text}() needs an argument", name)
+        if any(t.kind == "|" for t in inner):
+            raise self.fail(
+                f"{name.text}( ... | ... ) is no function call; is a '+' missing before the random term?", name
+            )
         whole = self.text[name.start : token.end + 1]
         inside = self.text[inner[0].start : inner[-1].end + 1]
         try:

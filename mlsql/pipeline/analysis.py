@@ -74,6 +74,12 @@ def analyse(
         if collinear:
             excluded = frozenset(c.name for c in collinear)
             design, moments, plan, packing = _moments(spec, schema, survey, inputs, engine, excluded)
+    lost = survey.rows - moments.n_rows
+    if lost < 0 or (lost and not _missing(survey)):
+        raise DataError(
+            f"the survey saw {survey.rows:,} rows and the moments {moments.n_rows:,}, though none lacks a value: the "
+            "data change from scan to scan; store them in a table first"
+        )
     seconds = {"survey": surveyed - started, "scan": time.perf_counter() - surveyed - packing, "pack": packing}
     warnings = [*schema.warnings, *_survey_warnings(survey)]
     warnings += [_collinear_message(c) + "; it was left out, as asked" for c in collinear]

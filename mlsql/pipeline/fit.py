@@ -198,5 +198,5 @@ def _given_factor(statistics: Statistics, T: Array, sigma2: float) -> Array:
 
 
 def _check_limit(max_evaluations: int) -> None:
-    if max_evaluations < 2:
+    if not (isinstance(max_evaluations, int) and max_evaluations >= 2):
         raise FitError(f"max_evaluations is {max_evaluations}; at least 2 are needed")

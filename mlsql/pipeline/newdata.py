@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from sqlglot import exp
@@ -13,6 +14,8 @@ from mlsql.errors import DataError
 from mlsql.pipeline.prepare import Inputs
 from mlsql.pipeline.survey import check_level2_keys
 from mlsql.sql.survey import types_step
+
+_RESERVED = re.compile(r"mlsql (x|z|u|ols|c|k|mean|key|level2)\b", re.IGNORECASE)
 
 
 def check_new_data(
@@ -33,6 +36,9 @@ def check_new_data(
     twice = [a for a in added if a in have]
     if twice:
         raise DataError(f"the data have a column called {twice[0]!r} already; select other columns or rename it")
+    reserved = next((c for c in columns if _RESERVED.match(c)), None)
+    if reserved is not None:
+        raise DataError(f"the data have a column called {reserved!r}, a name that the scoring query uses; rename it")
     read = [i for i in design.schema.inputs if i.role in ("key", "numeric", "factor")]
     rows = [i for i in read if i.table == "rows"]
     _check(rows, columns, inputs.tables.rows, engine)

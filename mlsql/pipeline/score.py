@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -129,7 +130,8 @@ def _write(engine: DuckDBEngine, step: Step, into: str, replace: bool, inputs: I
         raise StoreError(
             f"into={into!r} is a table: pass con=, the connection to make it on; or a path ending in .parquet"
         )
-    table = exp.Table(this=name(into))
+    parts = into.split(".") if re.fullmatch(r"\w+(\.\w+){1,2}", into) else [into]
+    table = exp.Table(**dict(zip(("this", "db", "catalog"), map(name, reversed(parts)), strict=False)))
     if not replace and engine.exists(table):
         raise StoreError(f"the table {into!r} exists; choose another name or pass replace=True")
     engine.create_table(table, step, replace=replace)

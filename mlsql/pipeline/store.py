@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 import duckdb
@@ -15,6 +14,7 @@ from mlsql.engine.write import TableRows, replace_rows
 from mlsql.errors import StoreError
 from mlsql.results import tables
 from mlsql.results.estimates import Estimates
+from mlsql.version import package_version
 
 if TYPE_CHECKING:
     import polars as pl
@@ -62,7 +62,7 @@ def _fits(estimates: Estimates, source: str, warnings: Sequence[str]) -> pl.Data
         pl.lit(source).alias("source"),
         pl.lit(estimates.design.spec.group).alias("group"),
         pl.lit("\n".join(warnings)).alias("warnings"),
-        pl.lit(_version()).alias("mlsql_version"),
+        pl.lit(package_version()).alias("mlsql_version"),
         pl.lit(datetime.now(tz=UTC)).alias("written_at"),
     )
 
@@ -82,11 +82,3 @@ def _keyed(estimates: Estimates, frame: pl.DataFrame) -> pl.DataFrame:
         key = pl.Series([json.dumps(list(row), ensure_ascii=False) for row in parts.iter_rows()], dtype=pl.String)
     group = pl.lit(estimates.design.spec.group).alias("group")
     return frame.select(group, key.alias("key"), pl.exclude(names))
-
-
-def _version() -> str:
-    try:
-        return version("mlsql")
-    except PackageNotFoundError:
-        # run from a checkout that is not installed
-        return "unknown"

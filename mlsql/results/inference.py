@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 from scipy.special import stdtr, stdtrit
@@ -63,5 +64,5 @@ def check_level(level: float) -> None:
     ------
     FitError
     """
-    if not 0.0 < level < 1.0:
+    if not (isinstance(level, Real) and 0.0 < level < 1.0):
         raise FitError(f"level is {level}; a confidence level lies between 0 and 1, for instance 0.95")
