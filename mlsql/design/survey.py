@@ -79,8 +79,6 @@ class Survey:
     empty_levels : mapping of str to tuple of str
         Declared levels (ENUM) without rows.
     preview : Preview
-    level2_rows : int or None
-        Rows of the level-2 table.
     unmatched : int
         Rows of the data whose group is not in the level-2 table.
     """
@@ -90,7 +88,6 @@ class Survey:
     levels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     empty_levels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     preview: Preview = Preview(0, 0, 0)
-    level2_rows: int | None = None
     unmatched: int = 0
 
     def column(self, sql: str) -> ColumnSurvey:

@@ -55,7 +55,7 @@ def run_survey(schema: Schema, inputs: Inputs, engine: DuckDBEngine) -> Survey:
         if not upper_rows:
             raise DataError("the level2 table has no rows")
         unmatched = check_level2_keys(engine, tables, schema)
-        survey = replace(survey, columns=(*columns, *upper), level2_rows=upper_rows, unmatched=unmatched)
+        survey = replace(survey, columns=(*columns, *upper), unmatched=unmatched)
     check_survey(schema, survey)
     incomplete = [*survey.incomplete_inputs("rows"), *survey.incomplete_inputs("level2")]
     # 3
