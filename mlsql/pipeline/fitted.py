@@ -15,10 +15,10 @@ from mlsql.formula.spec import ModelSpec
 from mlsql.pipeline.prepare import Inputs
 from mlsql.pipeline.score import score_predictions, score_residuals
 from mlsql.pipeline.store import fit_identifier, write_tables
-from mlsql.results import tables
+from mlsql.report import tables
+from mlsql.report.summary import summary
 from mlsql.results.estimates import Estimates
 from mlsql.results.measures import aic, bic, icc
-from mlsql.results.summary import summary
 from mlsql.sql.plan import Plan
 from mlsql.status import Status
 

@@ -12,7 +12,7 @@ import duckdb
 
 from mlsql.engine.write import TableRows, replace_rows
 from mlsql.errors import StoreError
-from mlsql.results import tables
+from mlsql.report import tables
 from mlsql.results.estimates import Estimates
 from mlsql.version import package_version
 

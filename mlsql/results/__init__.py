@@ -1,1 +1,1 @@
-"""What follows from an optimum: estimates, group effects, tests, tables, text.  Arrays and frames, no SQL."""
+"""What follows from an optimum: estimates, group effects, variance components.  Arrays, no SQL."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from mlsql.results.components import homogeneity_tests
 from mlsql.results.estimates import Estimates
-from mlsql.results.tables import correlation
+from mlsql.results.measures import correlation
 from mlsql.status import Status
 
 

@@ -1,9 +1,10 @@
-"""Information criteria and the intraclass correlation."""
+"""Information criteria, the intraclass correlation, correlations of random coefficients."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from mlsql._arrays import Array
 from mlsql.results.estimates import Estimates
 
 
@@ -26,3 +27,9 @@ def icc(estimates: Estimates) -> float | None:
         return None
     tau = float(estimates.T[0, 0])
     return tau / (tau + estimates.sigma2)
+
+
+def correlation(T: Array, a: int, b: int) -> float:
+    """Correlation of two random coefficients, nan when one does not vary."""
+    scale = float(np.sqrt(T[a, a] * T[b, b]))
+    return float(np.clip(T[a, b] / scale, -1.0, 1.0)) if scale > 0 else float("nan")

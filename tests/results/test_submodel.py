@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import duckdb
 import pytest
 
 import mlsql
@@ -25,7 +24,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("formula", NAMES)
-def test_names(con: duckdb.DuckDBPyConnection, formula: str) -> None:
-    fitted = mlsql.fit(formula, "hsb", con=con)
+def test_names(formula: str) -> None:
+    fitted = mlsql.fit(formula, mlsql.example_data("hsb"))
     assert submodel_name(fitted.estimates.design) == NAMES[formula]
     assert fitted.summary().splitlines()[0] == f"Two-level model: {NAMES[formula]}"

@@ -8,12 +8,12 @@ import numpy as np
 from scipy.special import ndtri
 
 from mlsql._arrays import Array
+from mlsql.inference.fixed_effects import check_level, fixed_effects
 from mlsql.results.centering import centering_notes
 from mlsql.results.components import component_errors, homogeneity_tests
 from mlsql.results.effects import group_effects
 from mlsql.results.estimates import Estimates
-from mlsql.results.inference import check_level, fixed_effects
-from mlsql.results.measures import aic, bic, icc
+from mlsql.results.measures import aic, bic, correlation, icc
 
 if TYPE_CHECKING:
     import polars as pl
@@ -196,12 +196,6 @@ def survey_table(estimates: Estimates) -> pl.DataFrame:
         )
     numbers = dict.fromkeys(("mean", "minimum", "maximum", "pivot"), pl.Float64)
     return pl.DataFrame(rows, schema_overrides=numbers | {"level": pl.Int64, "levels": pl.String})
-
-
-def correlation(T: Array, a: int, b: int) -> float:
-    """Correlation of two random coefficients, nan when one does not vary."""
-    scale = float(np.sqrt(T[a, a] * T[b, b]))
-    return float(np.clip(T[a, b] / scale, -1.0, 1.0)) if scale > 0 else float("nan")
 
 
 def _row(

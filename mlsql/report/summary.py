@@ -9,13 +9,12 @@ import numpy as np
 
 from mlsql.formula.describe import level_equations
 from mlsql.formula.terms import INTERCEPT
+from mlsql.inference.fixed_effects import fixed_effects
 from mlsql.results.centering import centering_notes
 from mlsql.results.components import Homogeneity, component_errors, homogeneity_tests
 from mlsql.results.estimates import Estimates
-from mlsql.results.inference import fixed_effects
-from mlsql.results.measures import icc
+from mlsql.results.measures import correlation, icc
 from mlsql.results.submodel import submodel_name
-from mlsql.results.tables import correlation
 from mlsql.status import Status
 
 

@@ -1,0 +1,1 @@
+"""Estimates and inference as frames and text."""
