@@ -7,3 +7,5 @@ from typing import Literal
 Method = Literal["REML", "ML"]
 Centering = Literal["none", "group", "grand"]
 Unseen = Literal["error", "population", "missing"]
+DfMethod = Literal["hlm", "between_within", "residual", "satterthwaite", "kenward_roger", "normal"]
+Vcov = Literal["model", "CR0", "CR1", "CR2"]

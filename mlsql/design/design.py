@@ -62,7 +62,8 @@ class Design:
     sources : tuple of Monomial
         Products of bases whose sums the query delivers: the constant first, the outcome last.
     per_group : tuple of int
-        Positions in `sources` whose products with every source the model needs by group, beside all plain sums.
+        Positions in `sources` whose products with every source are kept by group, beside all plain sums: those the
+        likelihood needs (lean), or all (full).
     layout : {"lean", "full"}
         Where the other products come from.  lean: a pooled query of their own.  full: the query by group, one scan.
     group_values : tuple of Variable
@@ -104,6 +105,10 @@ class Design:
     def has_intercept(self) -> bool:
         """True when the fixed part has an intercept, which absorbs the outcome's pivot."""
         return Column() in self.fixed.columns
+
+    def completed(self) -> Design:
+        """The same design with all products kept by group."""
+        return replace(self, layout="full", per_group=tuple(range(1, len(self.sources))))
 
     @property
     def level2_names(self) -> frozenset[str]:
@@ -177,13 +182,14 @@ def _with_sources(
     if survey is not None and (survey.preview.clustered or survey.rows <= SMALL):
         layout = "full"
     sources.append((outcome.sql,))
+    kept = {s for s in sources if s} if layout == "full" else per_group
     return Design(
         spec=spec,
         schema=schema,
         survey=survey,
         bases=(*bases.values(), outcome),
         sources=tuple(sources),
-        per_group=tuple(i for i, s in enumerate(sources) if s and s in per_group),
+        per_group=tuple(i for i, s in enumerate(sources) if s in kept),
         layout=layout,
         group_values=tuple(
             dict.fromkeys(group_value(v, schema) for v in variables if v.level == 2 and v.origin != "group_mean")

@@ -10,12 +10,13 @@ from scipy.special import stdtr, stdtrit
 
 from mlsql._arrays import Array
 from mlsql.errors import FitError
+from mlsql.inference.reference import Reference
 from mlsql.results.estimates import Estimates
 
 
 @dataclass(frozen=True, slots=True)
-class FixedEffects:
-    """Arrays of length p, in the order of the fixed columns; standard errors from the model's covariance matrix."""
+class LinearEstimates:
+    """Estimates of r linear combinations of the fixed effects; arrays of length r."""
 
     estimate: Array
     std_error: Array
@@ -26,35 +27,35 @@ class FixedEffects:
     conf_high: Array
 
 
-def fixed_effects(estimates: Estimates, level: float = 0.95) -> FixedEffects:
-    """t tests and Wald intervals with HLM's degrees of freedom.
+def linear_estimates(
+    beta: Array, reference: Reference, contrasts: Array, level: float = 0.95, null: Array | float = 0.0
+) -> LinearEstimates:
+    """t tests and Wald intervals of (r, p) contrasts of the user's columns.
 
     Parameters
     ----------
-    estimates : Estimates
+    beta : (p,)
+    reference : Reference
+    contrasts : (r, p)
     level : float
         Confidence level.
+    null : (r,) or float
+        Values under the null hypothesis.
     """
     check_level(level)
-    beta, error = estimates.beta, np.sqrt(np.diag(estimates.vcov))
-    df = hlm_df(estimates)
-    t = beta / error
+    estimate = contrasts @ beta
+    variance = np.einsum("rp,pf,rf->r", contrasts, reference.covariance, contrasts)
+    error, df = np.sqrt(np.maximum(variance, 0.0)), reference.df(contrasts)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = (estimate - null) / error
     half = stdtrit(df, 0.5 + level / 2.0) * error
-    return FixedEffects(beta, error, df, t, 2.0 * stdtr(df, -np.abs(t)), beta - half, beta + half)
+    return LinearEstimates(estimate, error, df, t, 2.0 * stdtr(df, -np.abs(t)), estimate - half, estimate + half)
 
 
-def hlm_df(estimates: Estimates) -> Array:
-    """(p,) degrees of freedom as HLM takes them.
-
-    J - S_q - 1 for a coefficient of an equation with a random effect and S_q predictors (Raudenbush & Bryk, 3.83);
-    N - p for a coefficient of an equation without one.
-    """
-    stats = estimates.statistics
-    df = np.full(stats.p, float(stats.n_rows - stats.p))
-    for q in range(stats.q):
-        members = estimates.equation_members(q)
-        df[members] = max(stats.n_groups - len(members), 1)
-    return df
+def fixed_effects(estimates: Estimates, level: float = 0.95, reference: Reference | None = None) -> LinearEstimates:
+    """`linear_estimates` of each fixed effect by itself; by default from the model's covariance with HLM's df."""
+    chosen = Reference.counted(estimates) if reference is None else reference
+    return linear_estimates(estimates.beta, chosen, np.eye(estimates.statistics.p), level)
 
 
 def check_level(level: float) -> None:

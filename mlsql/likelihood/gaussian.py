@@ -149,7 +149,7 @@ class Deviance:
         sum_G, sum_H, sum_r = np.zeros((q, q)), np.zeros((q, q)), np.zeros((q, q))
         GG, Gr, GH = np.zeros((k, k)), np.zeros((k, k)), np.zeros((k, k))
         E, v = np.zeros((q, q, p, p)), np.zeros((q, q, p))
-        for part in _chunks(stats):
+        for part in chunks(stats):
             A, B, Kj = stats.ZtZ[:, :, part], stats.ZtXy[:, :, part], K[:, :, part]
             P = -batched.product(A, Kj)
             for a in range(q):
@@ -188,7 +188,7 @@ def _accumulate(stats: Statistics, L: Array) -> tuple[float, Array, Array]:
     q = stats.q
     K, S, log_det = np.empty_like(stats.ZtZ), stats.XytXy.copy(), 0.0
     identity = np.eye(q)[:, :, None]
-    for part in _chunks(stats):
+    for part in chunks(stats):
         B = stats.ZtXy[:, :, part]
         C = batched.cholesky(batched.congruence(L, stats.ZtZ[:, :, part]) + identity)
         for a in range(q):
@@ -201,7 +201,8 @@ def _accumulate(stats: Statistics, L: Array) -> tuple[float, Array, Array]:
     return log_det, K, S
 
 
-def _chunks(stats: Statistics) -> list[slice]:
+def chunks(stats: Statistics) -> list[slice]:
+    """Slices of the groups that fit the cache."""
     width = max(256, CHUNK_BYTES // (8 * stats.q * (stats.p + 1)))
     return [slice(start, start + width) for start in range(0, stats.n_groups, width)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from mlsql._arrays import Array, IntArray
 from mlsql.design.design import Design
 from mlsql.design.layout import moment_columns
+from mlsql.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -115,6 +116,47 @@ def pack(design: Design, by_group: pa.Table, pooled: pa.Table | None) -> tuple[M
             totals[a, b] = totals[b, a] = _floats(column)[0]
     keys = by_group.select(list(range(layout.n_keys)))
     return Moments(keys, n, log_weights, sums, products, totals, means, values), frozenset(varying)
+
+
+def complete(design: Design, moments: Moments, answer: pa.Table) -> tuple[Design, Moments]:
+    """Add the products by group that the lean layout left out.
+
+    Parameters
+    ----------
+    design : Design
+        In the lean layout.
+    moments : Moments
+    answer : pyarrow.Table
+        Of the completion query: keys, count, products in the order of `moment_columns(design).pooled`.
+
+    Returns
+    -------
+    design : Design
+        In the full layout.
+    moments : Moments
+
+    Raises
+    ------
+    DataError
+        When the groups or their sizes are no longer those of the moments.
+    """
+    layout = moment_columns(design)
+    keys = answer.select(list(range(layout.n_keys)))
+    if not (keys.equals(moments.keys) and np.array_equal(_integers(answer.column(layout.n_keys)), moments.n)):
+        raise DataError(
+            f"the data have changed since the fit: it saw {moments.n_rows:,} rows in {moments.n_groups:,} groups, now "
+            f"there are {int(_integers(answer.column(layout.n_keys)).sum()):,} in {answer.num_rows:,}; fit again"
+        )
+    full = design.completed()
+    S, J = len(design.sources), moments.n_groups
+    products = np.empty((S - 1, S, J))
+    products[:, 0] = moments.sums[1:]
+    for d, s in enumerate(design.per_group):
+        products[s - 1] = moments.products[d]
+        products[:, s] = moments.products[d, 1:]
+    for (a, b), column in zip(layout.pooled, answer.columns[layout.n_keys + 1 :], strict=True):
+        products[a - 1, b] = products[b - 1, a] = _floats(column)
+    return full, replace(moments, products=products)
 
 
 def _means(design: Design, sums: Array, n: IntArray, unweighted: list[Array]) -> Array:

@@ -11,6 +11,7 @@ from scipy.linalg import block_diag, solve_triangular
 from mlsql._arrays import Array, IntArray
 from mlsql.design.design import Design, Part
 from mlsql.errors import DesignError
+from mlsql.moments.cross import EMPTY, Cross, fixed_and_outcome, part_pieces
 from mlsql.moments.moments import Moments
 from mlsql.moments.shifts import Shifts
 
@@ -19,11 +20,6 @@ COLLINEAR = 1e-10
 
 Sums of pivoted squares carry a relative error near 1e-15; what is left of a column after that much cancellation
 has five digits, and less than that is noise."""
-
-EMPTY = 1e-12
-"""A centred sum of squares below this share of the uncentred one is rounding: the group has no variation."""
-
-Pieces = list[tuple[int, Array | float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +39,8 @@ class Statistics:
         Sum of log weights.
     blocks : tuple of int
         Sizes of the covariance blocks of Z, in order.
+    x_scale : (p,)
+        What X was divided by.
     beta_transform : (p, p)
         user beta = beta_transform @ internal beta, plus `y_shift` in the intercept.
     u_transform : (q, q)
@@ -60,6 +58,7 @@ class Statistics:
     XytXy: Array
     log_weights: float
     blocks: tuple[int, ...]
+    x_scale: Array
     beta_transform: Array
     u_transform: Array
     log_det_x: float
@@ -115,14 +114,11 @@ def assemble(design: Design, moments: Moments) -> Statistics:
         When a fixed or random column is zero or collinear with those before it.
     """
     shifts = Shifts(design, moments)
-    cross = _Cross(design, moments)
+    cross = Cross(design, moments)
     # 1
-    fixed = _pieces(shifts, design, design.fixed)
-    outcome: Pieces = [(len(design.sources) - 1, 1.0)]
-    if not design.has_intercept and design.outcome.pivot:
-        outcome.append((0, design.outcome.pivot))
-    columns = [*fixed, outcome]
-    random = [pieces for block in design.blocks for pieces in _pieces(shifts, design, block)]
+    columns = fixed_and_outcome(shifts, design)
+    fixed = columns[:-1]
+    random = [pieces for block in design.blocks for pieces in part_pieces(shifts, design, block)]
     # 2
     q, p, J = len(random), len(fixed), moments.n_groups
     ZtZ, ZtXy, XytXy = np.empty((q, q, J)), np.empty((q, p + 1, J)), np.empty((p + 1, p + 1))
@@ -143,8 +139,8 @@ def assemble(design: Design, moments: Moments) -> Statistics:
 
 def collinear_columns(design: Design, moments: Moments) -> tuple[Collinear, ...]:
     """Fixed columns that depend linearly on columns before them."""
-    shifts, cross = Shifts(design, moments), _Cross(design, moments)
-    fixed = _pieces(shifts, design, design.fixed)
+    shifts, cross = Shifts(design, moments), Cross(design, moments)
+    fixed = part_pieces(shifts, design, design.fixed)
     p = len(fixed)
     G, magnitude = np.empty((p, p)), np.empty(p)
     for f, g in combinations_with_replacement(range(p), 2):
@@ -170,55 +166,6 @@ def collinear_columns(design: Design, moments: Moments) -> tuple[Collinear, ...]
     return tuple(found)
 
 
-class _Cross:
-    """Cross-products of columns given as pieces."""
-
-    def __init__(self, design: Design, moments: Moments) -> None:
-        self.moments = moments
-        self.position = {s: d for d, s in enumerate(design.per_group)}
-
-    def group(self, s: int, t: int) -> Array:
-        """(J,) sum of w e_s e_t in each group."""
-        if s == 0 or t == 0:
-            return np.asarray(self.moments.sums[s or t])
-        if s in self.position:
-            return np.asarray(self.moments.products[self.position[s], t])
-        return np.asarray(self.moments.products[self.position[t], s])
-
-    def by_group(self, left: Pieces, right: Pieces) -> Array:
-        total: Array = np.zeros(self.moments.n_groups)
-        for s, a in left:
-            for t, b in right:
-                total = total + np.multiply(a, b) * self.group(s, t)
-        return total
-
-    def pooled(self, left: Pieces, right: Pieces) -> float:
-        total = 0.0
-        for s, a in left:
-            for t, b in right:
-                factor = np.multiply(a, b)
-                total += float(factor * self.moments.pooled[s, t] if factor.ndim == 0 else factor @ self.group(s, t))
-        return total
-
-    def magnitude(self, pieces: Pieces) -> Array:
-        """(J,) sum of squares of the pieces one by one: the scale against which cancellation is judged."""
-        total: Array = np.zeros(self.moments.n_groups)
-        for s, a in pieces:
-            if s in self.position or s == 0:
-                total = total + np.multiply(a, a) * self.group(s, s)
-            else:
-                share = self.moments.pooled[s, s] / self.moments.n_rows
-                total = total + np.multiply(a, a) * share * self.moments.n
-        return total
-
-
-def _pieces(shifts: Shifts, design: Design, part: Part) -> list[Pieces]:
-    index = {s: i for i, s in enumerate(design.sources)}
-    return [
-        [(index[piece.monomial], shifts.multiplier(piece, part.pivoted)) for piece in pieces] for pieces in part.pieces
-    ]
-
-
 def _scaled(design: Design, moments: Moments, shifts: Shifts, ZtZ: Array, ZtXy: Array, XytXy: Array) -> Statistics:
     N, p = moments.n_rows, len(design.fixed.columns)
     scale = np.append(np.sqrt(np.diag(XytXy)[:p] / N), 1.0)
@@ -236,6 +183,7 @@ def _scaled(design: Design, moments: Moments, shifts: Shifts, ZtZ: Array, ZtXy: 
         XytXy=XytXy / np.outer(scale, scale),
         log_weights=moments.log_weights,
         blocks=tuple(len(b.columns) for b in design.blocks),
+        x_scale=scale[:p],
         beta_transform=np.asarray(np.linalg.solve(shifts.to_user(design.fixed), np.diag(1.0 / scale[:p])), np.float64),
         u_transform=block_diag(*transforms),
         log_det_x=2.0 * float(np.log(scale[:p]).sum()),

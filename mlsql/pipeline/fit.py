@@ -21,6 +21,7 @@ from mlsql.optimise.search import optimise
 from mlsql.pipeline.analysis import Analysis, analyse
 from mlsql.pipeline.fitted import Fit
 from mlsql.pipeline.prepare import Inputs, make_inputs, make_spec
+from mlsql.pipeline.products import Products
 from mlsql.results.advice import advice
 from mlsql.results.estimates import Estimates
 from mlsql.status import Status
@@ -161,7 +162,8 @@ def evaluate(
 
 def _fit(estimates: Estimates, analysis: Analysis, inputs: Inputs, seconds: Mapping[str, float]) -> Fit:
     warnings = (*analysis.warnings, *advice(estimates))
-    return Fit(estimates, inputs, analysis.plan, analysis.dropped, warnings, dict(seconds))
+    products = Products(estimates, inputs)
+    return Fit(estimates, inputs, analysis.plan, analysis.dropped, warnings, dict(seconds), products)
 
 
 def _matrix(T: object) -> Array:

@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlsql._arrays import Array
-from mlsql._typing import Unseen
+from mlsql._typing import DfMethod, Unseen, Vcov
 from mlsql.errors import FitError
 from mlsql.formula.describe import level_equations
 from mlsql.formula.spec import ModelSpec
+from mlsql.inference.hypotheses import make_hypothesis
+from mlsql.inference.reference import Reference, make_reference
 from mlsql.pipeline.prepare import Inputs
+from mlsql.pipeline.products import Products
 from mlsql.pipeline.score import score_predictions, score_residuals
 from mlsql.pipeline.store import fit_identifier, write_tables
-from mlsql.report import tables
+from mlsql.report import fixed, tables
 from mlsql.report.summary import summary
 from mlsql.results.estimates import Estimates
 from mlsql.results.measures import aic, bic, icc
@@ -45,6 +48,8 @@ class Fit:
         What to know before reading the numbers.
     seconds : mapping of str to float
         Time by stage: survey, scan, pack, optimise.
+    products : Products
+        Sums by group that robust errors need; fetched by one more scan when a large fit first needs them.
     """
 
     estimates: Estimates
@@ -53,6 +58,7 @@ class Fit:
     dropped: tuple[str, ...]
     warnings: tuple[str, ...]
     seconds: Mapping[str, float]
+    products: Products
 
     @property
     def spec(self) -> ModelSpec:
@@ -66,8 +72,86 @@ class Fit:
 
     @property
     def fixed_effects(self) -> pl.DataFrame:
-        """term, estimate, std_error, df, statistic, p_value, conf_low, conf_high (95 %), centering."""
-        return tables.fixed_effects_table(self.estimates)
+        """Estimates and tests from the model's covariance matrix with HLM's df, and robust standard errors beside.
+
+        Columns: term, estimate, std_error, df, statistic, p_value, conf_low, conf_high (95 %), robust_std_error (CR0),
+        robust_ratio (robust to model-based), df_method, vcov, centering.  `inference` offers other choices.
+        """
+        return fixed.fixed_effects_table(self.estimates, self._robust_covariance())
+
+    def inference(self, df: DfMethod | None = None, vcov: Vcov = "model", level: float = 0.95) -> pl.DataFrame:
+        """The fixed effects with degrees of freedom and a covariance matrix of your choice.
+
+        Parameters
+        ----------
+        df : str, optional
+            `hlm` (J - S_q - 1 by equation; the default), `between_within`, `residual` (N - p), `satterthwaite`,
+            `kenward_roger` (with its adjusted covariance matrix; REML only), `normal`.  Beside CR2 the default is
+            `satterthwaite`: Bell and McCaffrey's df of the robust matrix.
+        vcov : {"model", "CR0", "CR1", "CR2"}
+            Model-based, or cluster-robust by group: CR0 is what HLM prints, CR1 has the factor J / (J - 1), CR2 is
+            unbiased when the model holds.
+        level : float
+            Confidence level.
+
+        Returns
+        -------
+        polars.DataFrame
+            term, estimate, std_error, df (inf for `normal`), statistic, p_value, conf_low, conf_high, df_method, vcov,
+            centering, note (when p values need care, else null).
+
+        Raises
+        ------
+        FitError
+            When the method does not exist for this fit; the message names another.
+
+        Examples
+        --------
+        >>> import mlsql
+        >>> fit = mlsql.fit("mathach ~ sector + (1 | school)", mlsql.example_data("hsb"))
+        >>> fit.inference(df="satterthwaite", vcov="CR2")["df"].round(1).to_list()
+        [88.8, 149.3]
+        """
+        return fixed.inference_table(self.estimates, self.reference(df, vcov), level)
+
+    def test(self, hypothesis: object, df: DfMethod | None = None, vcov: Vcov = "model") -> pl.DataFrame:
+        """Wald test of a linear hypothesis on the fixed effects.
+
+        Parameters
+        ----------
+        hypothesis : str, list of str, or (r, p) matrix
+            Equations in the terms' names, `"sector = 0"`, `"ses + ses:sector = 2"`, `["a = b", "c"]` (a name alone:
+            `= 0`), or a matrix whose rows are compared with 0.
+        df, vcov
+            As for `inference`.
+
+        Returns
+        -------
+        polars.DataFrame
+            One row: hypothesis, chi2, chi2_df, chi2_p_value, statistic (F), df1, df2, p_value, df_method, vcov, note.
+
+        Raises
+        ------
+        FitError
+            For unknown terms, a matrix of the wrong width, or rows that follow from others.
+
+        Examples
+        --------
+        >>> import mlsql
+        >>> fit = mlsql.fit("mathach ~ sector*ses + (1 | school)", mlsql.example_data("hsb"))
+        >>> fit.test(["sector", "sector:ses"])["chi2"].round(1).to_list()
+        [76.3]
+        """
+        return fixed.test_table(
+            self.estimates, self.reference(df, vcov), make_hypothesis(hypothesis, self.estimates.fixed_names)
+        )
+
+    def reference(self, df: DfMethod | None = None, vcov: Vcov = "model") -> Reference:
+        """Covariance matrix and degrees of freedom by name, as `inference` and `test` use them."""
+        return make_reference(self.estimates, self.products.by_group, df, vcov)
+
+    def _robust_covariance(self) -> Array:
+        return make_reference(self.estimates, self.products.by_group, "hlm", "CR0").covariance
 
     @property
     def variance_components(self) -> pl.DataFrame:
@@ -108,7 +192,7 @@ class Fit:
             raise FitError(f"the model has no random effects of {group!r}; its group is {self.spec.group!r}")
         return tables.group_effects_table(self.estimates)
 
-    def confint(self, level: float = 0.95) -> pl.DataFrame:
+    def confint(self, level: float = 0.95, df: DfMethod | None = None, vcov: Vcov = "model") -> pl.DataFrame:
         """Wald intervals of fixed effects (t) and variance components (variances on the log scale).
 
         Parameters
@@ -121,7 +205,7 @@ class Fit:
         polars.DataFrame
             effect (fixed, variance), term, estimate, conf_low, conf_high.
         """
-        return tables.confidence_table(self.estimates, level)
+        return tables.confidence_table(self.estimates, self.reference(df, vcov), level)
 
     @property
     def T(self) -> Array:
@@ -199,7 +283,7 @@ class Fit:
 
     def summary(self) -> str:
         """The whole report, in the layout HLM users know."""
-        return summary(self.estimates, self.inputs.rows.label, self.warnings, self.dropped)
+        return summary(self.estimates, self.inputs.rows.label, self.warnings, self.dropped, self._robust_covariance())
 
     def __str__(self) -> str:
         return self.summary()
@@ -296,4 +380,4 @@ class Fit:
         StoreError
             When the database cannot be written; nothing is changed then.
         """
-        return write_tables(self.estimates, self.inputs.rows.label, self.warnings, con, prefix)
+        return write_tables(self.estimates, self.inputs.rows.label, self.warnings, con, prefix, self.fixed_effects)

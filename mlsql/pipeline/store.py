@@ -31,7 +31,12 @@ def fit_identifier(estimates: Estimates, source: str) -> str:
 
 
 def write_tables(
-    estimates: Estimates, source: str, warnings: Sequence[str], con: duckdb.DuckDBPyConnection, prefix: str
+    estimates: Estimates,
+    source: str,
+    warnings: Sequence[str],
+    con: duckdb.DuckDBPyConnection,
+    prefix: str,
+    fixed_effects: pl.DataFrame,
 ) -> str:
     """See `Fit.to_tables`."""
     if not isinstance(con, duckdb.DuckDBPyConnection):
@@ -41,7 +46,7 @@ def write_tables(
     fit_id = fit_identifier(estimates, source)
     frames = {
         "fits": _fits(estimates, source, warnings),
-        "fixed_effects": tables.fixed_effects_table(estimates),
+        "fixed_effects": fixed_effects,
         "variance_components": tables.variance_components_table(estimates),
         "group_effects": _keyed(estimates, tables.group_effects_table(estimates)),
     }

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mlsql._arrays import Array
 from mlsql.formula.describe import level_equations
 from mlsql.formula.terms import INTERCEPT
 from mlsql.inference.fixed_effects import fixed_effects
+from mlsql.inference.reference import FEW_GROUPS
 from mlsql.results.centering import centering_notes
 from mlsql.results.components import Homogeneity, component_errors, homogeneity_tests
 from mlsql.results.estimates import Estimates
@@ -18,7 +20,9 @@ from mlsql.results.submodel import submodel_name
 from mlsql.status import Status
 
 
-def summary(estimates: Estimates, source: str, warnings: Sequence[str], dropped: Sequence[str]) -> str:
+def summary(
+    estimates: Estimates, source: str, warnings: Sequence[str], dropped: Sequence[str], robust_covariance: Array
+) -> str:
     """The whole report.
 
     Parameters
@@ -28,6 +32,8 @@ def summary(estimates: Estimates, source: str, warnings: Sequence[str], dropped:
         What the data were.
     warnings, dropped : sequence of str
         Warnings of the fit; how many rows each column's missing values cost.
+    robust_covariance : (p, p)
+        CR0, for the robust standard errors beside the model's.
     """
     tests = homogeneity_tests(estimates)
     sections = [
@@ -35,7 +41,7 @@ def summary(estimates: Estimates, source: str, warnings: Sequence[str], dropped:
         *(["\n".join(["Rows left out", *(f"    {d}" for d in dropped)])] if dropped else []),
         level_equations(estimates.design.spec, estimates.design.level2_names),
         _variances(estimates, tests),
-        _fixed(estimates),
+        _fixed(estimates, robust_covariance),
         _components(estimates, tests),
         _statistics(estimates),
         *(["\n".join(["Notes", *(f"    {w}" for w in warnings)])] if warnings else []),
@@ -90,9 +96,11 @@ def _variances(estimates: Estimates, tests: Sequence[Homogeneity]) -> str:
     return "\n".join(lines)
 
 
-def _fixed(estimates: Estimates) -> str:
+def _fixed(estimates: Estimates, robust_covariance: Array) -> str:
     found, notes = fixed_effects(estimates), centering_notes(estimates)
-    header = ["Fixed effect", "Coefficient", "Std. error", "t ratio", "d.f.", "p value", "Centring"]
+    robust = np.sqrt(np.maximum(np.diag(robust_covariance), 0.0))
+    header = ["Fixed effect", "Coefficient", "Std. error", "t ratio", "d.f.", "p value", "Robust s.e.", "Ratio"]
+    header.append("Centring")
     rows: list[list[str]] = []
     equations: dict[frozenset[object], list[int]] = {}
     for f in range(estimates.statistics.p):
@@ -114,10 +122,17 @@ def _fixed(estimates: Estimates) -> str:
                     f"{found.statistic[f]:.3f}",
                     f"{found.df[f]:.0f}",
                     _p(found.p_value[f]),
+                    _number(robust[f]),
+                    f"{robust[f] / found.std_error[f]:.2f}",
                     notes[f],
                 ]
             )
-    return "\n".join(["Fixed effects", *_table(header, rows)])
+    lines = ["Fixed effects", *_table(header, rows)]
+    lines.append("    d.f. by HLM's rule; robust standard errors are CR0, Ratio is robust to model-based.")
+    groups = estimates.statistics.n_groups
+    if groups < FEW_GROUPS:
+        lines.append(f"    With {groups} groups CR0 is too small on average: see inference(vcov='CR2').")
+    return "\n".join(lines)
 
 
 def _own(estimates: Estimates, f: int) -> str:

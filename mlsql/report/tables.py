@@ -8,8 +8,9 @@ import numpy as np
 from scipy.special import ndtri
 
 from mlsql._arrays import Array
-from mlsql.inference.fixed_effects import check_level, fixed_effects
-from mlsql.results.centering import centering_notes
+from mlsql.inference.fixed_effects import check_level
+from mlsql.inference.reference import Reference
+from mlsql.report.fixed import inference_table
 from mlsql.results.components import component_errors, homogeneity_tests
 from mlsql.results.effects import group_effects
 from mlsql.results.estimates import Estimates
@@ -32,26 +33,6 @@ EFFECT_COLUMNS = (
     "reliability",
     "n",
 )
-
-
-def fixed_effects_table(estimates: Estimates, level: float = 0.95) -> pl.DataFrame:
-    """One row per fixed effect: term, estimate, std_error, df, statistic, p_value, conf_low, conf_high, centering."""
-    import polars as pl
-
-    found = fixed_effects(estimates, level)
-    return pl.DataFrame(
-        {
-            "term": estimates.fixed_names,
-            "estimate": found.estimate,
-            "std_error": found.std_error,
-            "df": found.df,
-            "statistic": found.statistic,
-            "p_value": found.p_value,
-            "conf_low": found.conf_low,
-            "conf_high": found.conf_high,
-            "centering": centering_notes(estimates),
-        }
-    )
 
 
 def variance_components_table(estimates: Estimates, level: float = 0.95) -> pl.DataFrame:
@@ -240,12 +221,12 @@ def _column(name: str, values: Array) -> Any:
     return pl.Series(name, values).fill_nan(None)
 
 
-def confidence_table(estimates: Estimates, level: float) -> pl.DataFrame:
+def confidence_table(estimates: Estimates, reference: Reference, level: float) -> pl.DataFrame:
     """effect, term, estimate, conf_low, conf_high of all parameters."""
     import polars as pl
 
     columns = ["effect", "term", "estimate", "conf_low", "conf_high"]
-    fixed = fixed_effects_table(estimates, level).with_columns(pl.lit("fixed").alias("effect")).select(columns)
+    fixed = inference_table(estimates, reference, level).with_columns(pl.lit("fixed").alias("effect")).select(columns)
     components = variance_components_table(estimates, level)
     name = pl.concat_str(["group", "term1", "term2"], separator=": ", ignore_nulls=True)
     variance = components.with_columns(pl.lit("variance").alias("effect"), name.alias("term")).select(columns)

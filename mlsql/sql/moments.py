@@ -26,6 +26,17 @@ def moments_steps(design: Design, tables: Tables) -> tuple[Step, ...]:
     return tuple(steps)
 
 
+def completion_step(design: Design, tables: Tables) -> Step:
+    """The products that the lean layout has only pooled, by group: one row per group, keys, count, products."""
+    keys = [column(k.name) for k in design.keys]
+    items: list[tuple[str, exp.Expr]] = [("n", exp.Count(this=exp.Star()))]
+    items += [_pair(design, pair) for pair in moment_columns(design).pooled]
+    sums = _labelled(items, [k.name for k in design.keys])
+    query = exp.select(*keys, *sums).from_(name(ROWS)).group_by(*[k.copy() for k in keys])
+    query = query.order_by(*[k.copy() for k in keys]).with_(name(ROWS), as_=model_rows(design, tables, keys=True))
+    return Step("products by group", "one row per group: the products that the likelihood does not need", query)
+
+
 def base_aliases(design: Design) -> dict[str, str]:
     """The name of each pivoted base within the queries, by its SQL."""
     taken = [k.name for k in design.keys]

@@ -27,7 +27,9 @@ COLUMNS = {
     },
     "fixed_effects": {
         "fit_id": "VARCHAR", "term": "VARCHAR", "estimate": "DOUBLE", "std_error": "DOUBLE", "df": "DOUBLE",
-        "statistic": "DOUBLE", "p_value": "DOUBLE", "conf_low": "DOUBLE", "conf_high": "DOUBLE", "centering": "VARCHAR",
+        "statistic": "DOUBLE", "p_value": "DOUBLE", "conf_low": "DOUBLE", "conf_high": "DOUBLE",
+        "robust_std_error": "DOUBLE", "robust_ratio": "DOUBLE", "df_method": "VARCHAR", "vcov": "VARCHAR",
+        "centering": "VARCHAR",
     },
     "variance_components": {
         "fit_id": "VARCHAR", "group": "VARCHAR", "term1": "VARCHAR", "term2": "VARCHAR", "estimate": "DOUBLE",

@@ -1,0 +1,192 @@
+"""Cluster-robust covariance matrices of the fixed effects (CR0, CR1, CR2) and their degrees of freedom.
+
+With M = (X'V^-1X)^-1, r_j = y_j - X_j beta and adjustment matrices A_j,
+
+    V^R = M [ sum_j X_j'V_j^-1 A_j r_j r_j' A_j' V_j^-1 X_j ] M
+
+CR0 takes A_j = I (what HLM prints; Raudenbush & Bryk 9.24), CR1 A_j = sqrt(J / (J - 1)) I, and CR2 makes the matrix
+exactly unbiased when V is right (Bell & McCaffrey 2002; Pustejovsky & Tipton 2018, J. Bus. Econ. Stat. 36, 672):
+A_j = D'(D (V_j - X_j M X_j') D')^-1/2 D with D'D = V_j.  A_j is the same for every such root D and the identity outside
+the span of [Z_j X_j], so the group's Gram matrix suffices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import solve_triangular
+
+from mlsql._arrays import Array
+from mlsql._typing import Vcov
+from mlsql.likelihood import batched
+from mlsql.likelihood.gaussian import Evaluation
+from mlsql.moments.statistics import Statistics
+
+DEPENDENT = 1e-10
+"""A column adds no dimension to its group when it keeps less than this share of its sum of squares."""
+
+EMPTY = 1e-10
+"""Eigenvalues of a group's residual covariance below this share of the largest are zeros: the group determines a fixed
+effect alone, and its residual there is zero."""
+
+
+CHUNK = 8192
+"""Groups taken at once: bounds the memory of the small matrices."""
+
+
+@dataclass(frozen=True, slots=True)
+class Robust:
+    """A robust covariance matrix, and what its degrees of freedom need; internal columns, V in units of sigma2.
+
+    Attributes
+    ----------
+    scores : (p, J)
+        Whitened, adjusted scores: the covariance matrix is the sum of their outer products.
+    whitener : (p, p)
+        whitener' whitener = M.
+    own, pulled : (p, p, J)
+        u'Vu and X'u for u_j = A_j'V_j^-1 X_j.
+    """
+
+    scores: Array
+    whitener: Array
+    own: Array
+    pulled: Array
+
+    def covariance(self, back: Array) -> Array:
+        """(p, p) in columns that `back` leads to from the internal ones."""
+        whole = back @ self.whitener.T
+        moved = whole @ self.scores
+        return np.asarray(moved @ moved.T)
+
+    def df(self, contrasts: Array) -> Array:
+        """Satterthwaite df of each row of (r, p) contrasts of the internal columns, the working model taken as true.
+
+        With p_i the vector of residual weights of group i, df = (tr P)^2 / tr P^2 for P_ij = p_i'V p_j, which is
+        diag(d) - v'v: no matrix over pairs of groups is formed.
+        """
+        found = []
+        for c in contrasts @ self.whitener.T @ self.whitener:
+            d, v = self._own(c, c), self._pull(c)
+            outer = v @ v.T
+            trace = d.sum() - np.trace(outer)
+            square = d @ d - 2.0 * d @ np.einsum("pj,pj->j", v, v) + np.sum(outer**2)
+            found.append(trace**2 / square)
+        return np.array(found)
+
+    def joint_df(self, contrasts: Array) -> float:
+        """df eta of the approximate Hotelling test (HTZ; Pustejovsky & Tipton 2018) of r contrasts."""
+        white = contrasts @ self.whitener.T
+        root = np.linalg.cholesky(white @ white.T)
+        rows = solve_triangular(root, white, lower=True) @ self.whitener
+        r = len(rows)
+        pulls = [self._pull(c) for c in rows]
+        total = 0.0
+        for s in range(r):
+            for t in range(r):
+                d_ss, d_tt, d_st = (self._own(rows[a], rows[b]) for a, b in ((s, s), (t, t), (s, t)))
+                vs, vt = pulls[s], pulls[t]
+                ss, tt, st = (np.einsum("pj,pj->j", a, b) for a, b in ((vs, vs), (vt, vt), (vs, vt)))
+                cross = vs @ vt.T
+                total += float(d_ss @ d_tt - d_ss @ tt - d_tt @ ss + np.sum(cross**2))
+                total += float(d_st @ d_st - 2.0 * d_st @ st + np.sum(cross * cross.T))
+        return r * (r + 1) / total
+
+    def _own(self, a: Array, b: Array) -> Array:
+        return np.asarray(np.einsum("x,xyj,y->j", a, self.own, b, optimize=True))
+
+    def _pull(self, c: Array) -> Array:
+        return np.asarray(self.whitener @ np.tensordot(self.pulled, c, axes=(1, 0)))
+
+
+def group_scores(stats: Statistics, evaluation: Evaluation, products: Array) -> Array:
+    """(p, J) X_j'V_j^-1 r_j in units of 1 / sigma2, internal columns; they sum to zero."""
+    contrast = np.append(-evaluation.beta, 1.0)
+    e = np.tensordot(contrast, stats.ZtXy, axes=(0, 1))
+    Ke = batched.product(evaluation.K, e)
+    scores = np.tensordot(contrast, products[: stats.p], axes=(0, 1))
+    for a in range(stats.q):
+        scores -= stats.ZtXy[a, : stats.p] * Ke[a]
+    return np.asarray(scores)
+
+
+def robust(stats: Statistics, L: Array, evaluation: Evaluation, products: Array, kind: Vcov) -> Robust:
+    """Scores and what degrees of freedom need.
+
+    Parameters
+    ----------
+    stats : Statistics
+    L : (q, q)
+        Relative covariance factor of the evaluation.
+    evaluation : Evaluation
+    products : (p+1, p+1, J)
+        [X y]'W[X y] by group, internal columns.
+    kind : {"CR0", "CR1", "CR2"}
+    """
+    p, J = stats.p, stats.n_groups
+    whitener = solve_triangular(evaluation.root, np.eye(p), lower=True)
+    if kind == "CR2":
+        return _cr2(stats, L, evaluation.beta, products, whitener)
+    inflation = J / (J - 1.0) if kind == "CR1" else 1.0
+    scores = whitener @ group_scores(stats, evaluation, products)
+    S = products[:p, :p].copy()
+    KB = batched.product(evaluation.K, stats.ZtXy[:, :p])
+    for a in range(stats.q):
+        S -= KB[a][:, None] * stats.ZtXy[a, :p]
+    return Robust(np.sqrt(inflation) * scores, whitener, S, S)
+
+
+def _cr2(stats: Statistics, L: Array, beta: Array, products: Array, whitener: Array) -> Robust:
+    """CR2 in an orthonormal basis of each group's columns.
+
+    1. Coordinates of Z, X and y in the basis.
+    2. V and a root of it, V - XMX', and A by one symmetric eigendecomposition a group.
+    3. Scores, u'Vu and X'u.
+    """
+    p, q, J = stats.p, stats.q, stats.n_groups
+    own, pulled, scores = np.empty((p, p, J)), np.empty((p, p, J)), np.empty((p, J))
+    for part in (slice(start, start + CHUNK) for start in range(0, J, CHUNK)):
+        # 1
+        F = _coordinates(stats.ZtZ[:, :, part], stats.ZtXy[:, :, part], products[:, :, part])
+        Z = F[:, :, :q] @ L
+        X = F[:, :, q : q + p]
+        r, XW = F[:, :, q + p] - X @ beta, X @ whitener.T
+        # 2
+        V = np.eye(F.shape[1]) + Z @ _transposed(Z)
+        D = _transposed(np.asarray(np.linalg.cholesky(V), dtype=np.float64))
+        values, vectors = np.linalg.eigh(D @ (V - XW @ _transposed(XW)) @ _transposed(D))
+        kept = values > EMPTY * values[:, -1:]
+        powers = np.where(kept, np.where(kept, values, 1.0) ** -0.5, 0.0)
+        half = _transposed(vectors) @ D
+        A = _transposed(half) @ (powers[:, :, None] * half)
+        # 3. A is symmetric, so u = A V^-1 X
+        U = A @ np.linalg.solve(V, X)
+        scores[:, part] = whitener @ (r[:, None] @ U)[:, 0].T
+        own[:, :, part] = np.moveaxis(_transposed(U) @ V @ U, 0, 2)
+        pulled[:, :, part] = np.moveaxis(_transposed(X) @ U, 0, 2)
+    return Robust(scores, whitener, own, pulled)
+
+
+def _coordinates(ZtZ: Array, ZtXy: Array, products: Array) -> Array:
+    """(J, k, q+p+1) coordinates of [Z X y] in an orthonormal basis of each group's [Z X].
+
+    By Cholesky of the Gram matrix; a column that adds no dimension in any group has no coordinate of its own.
+    """
+    q, m = len(ZtZ), len(ZtZ) + len(products)
+    G = np.empty((m, m, ZtZ.shape[2]))
+    G[:q, :q], G[:q, q:], G[q:, q:] = ZtZ, ZtXy, products
+    G[q:, :q] = np.swapaxes(ZtXy, 0, 1)
+    rows: list[Array] = []
+    for c in range(m - 1):
+        rest = G[c].copy()
+        for row in rows:
+            rest -= row[c] * row
+        adds = (rest[c] > DEPENDENT * G[c, c]) & (G[c, c] > 0)
+        if adds.any():
+            rows.append(np.where(adds, rest / np.sqrt(np.where(adds, rest[c], 1.0)), 0.0))
+    return np.ascontiguousarray(np.moveaxis(np.array(rows), 2, 0))
+
+
+def _transposed(M: Array) -> Array:
+    return np.swapaxes(M, 1, 2)
