@@ -152,7 +152,7 @@ def locate(
         require_columns(candidate.name, candidate.sql, rows)
     for key in spec.keys if level2 is not None else ():
         require_columns(f"level2 table, group {key.name}", key.sql, level2 or {})
-    key_columns = {name.lower() for key in spec.keys for name in _columns(key.sql)}
+    key_columns = {name.lower() for key in spec.keys for name in columns_read(key.sql)}
     for atom in spec.atoms:
         table = _table(atom, rows, level2, key_columns, warnings)
         candidate = Candidate(_plain_name(atom), atom.sql, "numeric", table, atom.categorical)
@@ -211,7 +211,8 @@ def _plain_name(atom: Atom) -> str:
     return tree.name if isinstance(tree, exp.Column) else tree.sql("duckdb")
 
 
-def _columns(sql: str) -> list[str]:
+def columns_read(sql: str) -> list[str]:
+    """Names of the columns that an expression reads, as written."""
     tree = sqlglot.parse_one(sql, dialect="duckdb")
     bound = {v.name.lower() for fn in tree.find_all(exp.Lambda) for v in fn.expressions}
     return [c.parts[0].name for c in tree.find_all(exp.Column) if c.parts[0].name.lower() not in bound]
@@ -225,7 +226,7 @@ def require_columns(where: str, sql: str, columns: Mapping[str, str]) -> None:
     DataError
     """
     have = {c.lower() for c in columns}
-    for name in _columns(sql):
+    for name in columns_read(sql):
         if name.lower() not in have:
             raise DataError.unknown_column(name, columns, where)
 
@@ -233,7 +234,7 @@ def require_columns(where: str, sql: str, columns: Mapping[str, str]) -> None:
 def _table(
     atom: Atom, rows: Mapping[str, str], level2: Mapping[str, str] | None, keys: set[str], warnings: list[str]
 ) -> Table:
-    used = [c for c in _columns(atom.sql) if c.lower() not in keys]
+    used = [c for c in columns_read(atom.sql) if c.lower() not in keys]
     if level2 is None:
         require_columns(atom.name, atom.sql, rows)
         return "rows"

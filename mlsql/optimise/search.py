@@ -90,10 +90,10 @@ class _Search:
         return found
 
 
-def optimise(deviance: Deviance, *, max_evaluations: int = 200) -> Optimum:
+def optimise(deviance: Deviance, *, max_evaluations: int = 200, start: Array | None = None) -> Optimum:
     """Find the minimum of the deviance.
 
-    1. Start from one scoring step away from Lambda = 0.
+    1. Start from one scoring step away from Lambda = 0, or from a start that is given.
     2. Newton steps in theta.
     3. Move directions whose variance is zero to rounding to exactly zero.
     4. On the boundary, test Gamma on the null space; leave along a direction of descent if there is one (a false
@@ -104,11 +104,13 @@ def optimise(deviance: Deviance, *, max_evaluations: int = 200) -> Optimum:
     deviance : Deviance
     max_evaluations : int
         Over all starts.
+    start : (k,), optional
+        Entries of the relative covariance factor near the minimum, not on the boundary.
     """
     covariance = Covariance(deviance.statistics.blocks)
     search = _Search(deviance, covariance, max_evaluations)
     # 1
-    best = _descend(search, covariance.theta_of(_scoring_start(search)))
+    best = _descend(search, covariance.theta_of(_scoring_start(search)) if start is None else start)
     # 4
     if _null_rank(covariance, best.theta):
         other = _descend(search, covariance.theta_of(np.eye(covariance.q)))

@@ -14,6 +14,7 @@ from mlsql.formula.describe import level_equations
 from mlsql.formula.spec import ModelSpec
 from mlsql.inference.hypotheses import make_hypothesis
 from mlsql.inference.reference import Reference, make_reference
+from mlsql.pipeline.interop import Interop
 from mlsql.pipeline.prepare import Inputs
 from mlsql.pipeline.products import Products
 from mlsql.pipeline.score import score_predictions, score_residuals
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Fit:
+class Fit(Interop):
     """A fitted (or evaluated) model.  Immutable; tables are made when asked for.
 
     Attributes

@@ -62,7 +62,7 @@ def score_predictions(
             raise DataError("the model uses a level2 table; new data need their level2= too")
         if level2 is not None and not estimates.design.schema.has_level2:
             raise DataError("the model was fitted without a level2 table; leave level2= out")
-    return _score(estimates, chosen, scoring.prediction_query, scoring.PREDICTION_COLUMNS, into, unseen, replace)
+    return score_rows(estimates, chosen, scoring.prediction_query, scoring.PREDICTION_COLUMNS, into, unseen, replace)
 
 
 def score_residuals(
@@ -75,10 +75,10 @@ def score_residuals(
 ) -> pl.DataFrame | None:
     """See `Fit.residuals`."""
     chosen = inputs if con is None else Inputs(inputs.rows, inputs.level2, con)
-    return _score(estimates, chosen, scoring.residual_query, scoring.RESIDUAL_COLUMNS, into, "missing", replace)
+    return score_rows(estimates, chosen, scoring.residual_query, scoring.RESIDUAL_COLUMNS, into, "missing", replace)
 
 
-def _score(
+def score_rows(
     estimates: Estimates,
     inputs: Inputs,
     build: Build,

@@ -111,27 +111,27 @@ def unseen_query(query: ScoreQuery) -> exp.Select:
 def prediction_query(query: ScoreQuery) -> exp.Select:
     """The data's columns with population, conditional and their standard errors."""
     model = query.model
-    known = None if query.unseen else _known()
+    known = None if query.unseen else is_known()
     offset = [scalar(o.sql) for o in model.design.spec.offset]
-    population = _sum([_population(model), *offset])
-    conditional = _sum([_population(model), *[o.copy() for o in offset], _random(model, "u")])
+    population = added([population_part(model), *offset])
+    conditional = added([population_part(model), *[o.copy() for o in offset], random_part(model, "u")])
     items = {
         "population": population,
         "population_std_error": _standard_error(model, [_x(f) for f in range(len(model.beta))], []),
-        "conditional": _when(known, conditional),
-        "conditional_std_error": _when(known, _conditional_error(model)),
+        "conditional": only_when(known, conditional),
+        "conditional_std_error": only_when(known, _conditional_error(model)),
     }
-    return _final(query, items)
+    return with_rows(query, items)
 
 
 def residual_query(query: ScoreQuery) -> exp.Select:
     """The data's columns with level-1 residuals."""
     model = query.model
-    outcome, known = as_double(model.design.outcome.sql, model.design.outcome.dtype), _known()
-    fitted = exp.paren(_population(model))
-    residual = exp.Sub(this=exp.Sub(this=outcome, expression=fitted), expression=exp.paren(_random(model, "u")))
+    outcome, known = as_double(model.design.outcome.sql, model.design.outcome.dtype), is_known()
+    fitted = exp.paren(population_part(model))
+    residual = exp.Sub(this=exp.Sub(this=outcome, expression=fitted), expression=exp.paren(random_part(model, "u")))
     ols = exp.Sub(
-        this=exp.Sub(this=outcome.copy(), expression=fitted.copy()), expression=exp.paren(_random(model, "ols"))
+        this=exp.Sub(this=outcome.copy(), expression=fitted.copy()), expression=exp.paren(random_part(model, "ols"))
     )
     scaled: exp.Expr = exp.Div(this=exp.paren(residual.copy()), expression=number(model.sigma))
     weight = model.design.schema.weight
@@ -139,18 +139,19 @@ def residual_query(query: ScoreQuery) -> exp.Select:
         scaled = exp.Mul(this=scaled, expression=exp.Sqrt(this=as_double(weight.sql, weight.dtype)))
     items = {
         "residual_population": exp.Sub(this=outcome.copy(), expression=fitted.copy()),
-        "residual": _when(known, residual),
+        "residual": only_when(known, residual),
         "residual_ols": ols,
-        "residual_standardized": _when(known, scaled),
+        "residual_standardized": only_when(known, scaled),
     }
-    return _final(query, items)
+    return with_rows(query, items)
 
 
 PREDICTION_COLUMNS = ("population", "population_std_error", "conditional", "conditional_std_error")
 RESIDUAL_COLUMNS = ("residual_population", "residual", "residual_ols", "residual_standardized")
 
 
-def _final(query: ScoreQuery, items: Mapping[str, exp.Expr]) -> exp.Select:
+def with_rows(query: ScoreQuery, items: Mapping[str, exp.Expr]) -> exp.Select:
+    """The data's columns and, beside them, items computed from the scored rows."""
     kept = [column(c) for c in query.columns]
     select = exp.select(*kept, *[aliased(tree, label) for label, tree in items.items()]).from_(name("mlsql_scored"))
     return select.with_(name("mlsql_scored"), as_=_scored(query))
@@ -189,7 +190,7 @@ def _level2(query: ScoreQuery) -> exp.Select:
     joined = [v for v in design.group_values if v.origin == "level2"]
     return exp.select(
         *[aliased(scalar(k.sql), f"mlsql level2 key {i}") for i, k in enumerate(design.keys)],
-        *[aliased(_guarded(v, design), f"mlsql level2 {v.name}") for v in joined],
+        *[aliased(guarded(v, design), f"mlsql level2 {v.name}") for v in joined],
     ).from_(query.level2.copy())
 
 
@@ -211,13 +212,13 @@ def _value(query: ScoreQuery, variable: Variable, shift: float) -> exp.Expr:
     if variable.origin == "level2":
         base = next(g for g in model.design.group_values if g.sql == variable.sql and g.origin == "level2")
         return shifted(column(f"mlsql level2 {base.name}", "level2"), shift)
-    value = _guarded(variable, model.design)
+    value = guarded(variable, model.design)
     if variable.centering == "group":
         return exp.Sub(this=value, expression=_group_mean(query, variable))
     return shifted(value, shift)
 
 
-def _guarded(variable: Variable, design: Design) -> exp.Expr:
+def guarded(variable: Variable, design: Design) -> exp.Expr:
     """The value as a double; NULL for NaN and for a factor level that the fit did not see."""
     tree: exp.Expr = exp.cast(scalar(variable.sql), exp.DataType.Type.DOUBLE)
     if is_floating(variable.dtype):
@@ -251,26 +252,29 @@ def _z(a: int) -> exp.Expr:
     return column(f"mlsql z {a}")
 
 
-def _sum(trees: Sequence[exp.Expr]) -> exp.Expr:
+def added(trees: Sequence[exp.Expr]) -> exp.Expr:
+    """A sum, left to right."""
     result = trees[0]
     for tree in trees[1:]:
         result = exp.Add(this=result, expression=tree)
     return result
 
 
-def _population(model: ScoreModel) -> exp.Expr:
+def population_part(model: ScoreModel) -> exp.Expr:
+    """x'beta."""
     terms = [times([number(b), _x(f)]) for f, b in enumerate(model.beta)]
-    return _sum([number(model.constant), *terms] if model.constant else terms)
+    return added([number(model.constant), *terms] if model.constant else terms)
 
 
-def _random(model: ScoreModel, kind: str) -> exp.Expr:
+def random_part(model: ScoreModel, kind: str) -> exp.Expr:
+    """z'u with EB residuals (kind "u", 0 for unknown groups) or least-squares ones ("ols")."""
     trees = []
     for a in range(len(model.T)):
         effect: exp.Expr = column(effect_name(kind, a))
         if kind == "u":
             effect = exp.Coalesce(this=effect, expressions=[exp.Literal.number(0)])
         trees.append(times([effect, _z(a)]))
-    return _sum(trees)
+    return added(trees)
 
 
 def _conditional_error(model: ScoreModel) -> exp.Expr:
@@ -281,7 +285,7 @@ def _conditional_error(model: ScoreModel) -> exp.Expr:
         pulls = [
             times([exp.Coalesce(this=column(effect_name("C", a, f)), expressions=[zero.copy()]), _z(a)]) for a in q
         ]
-        moved.append(exp.paren(exp.Sub(this=_x(f), expression=exp.paren(_sum(pulls)))))
+        moved.append(exp.paren(exp.Sub(this=_x(f), expression=exp.paren(added(pulls)))))
     own = []
     for a in q:
         for b in range(a + 1):
@@ -295,14 +299,15 @@ def _standard_error(model: ScoreModel, x: Sequence[exp.Expr], own: Sequence[exp.
     for row in model.root:
         terms = [times([number(r), x[f].copy()]) for f, r in enumerate(row) if r != 0.0]
         if terms:
-            squares.append(exp.Anonymous(this="POWER", expressions=[_sum(terms), exp.Literal.number(2)]))
-    return exp.Sqrt(this=_sum([*squares, *own]))
+            squares.append(exp.Anonymous(this="POWER", expressions=[added(terms), exp.Literal.number(2)]))
+    return exp.Sqrt(this=added([*squares, *own]))
 
 
-def _known() -> exp.Expr:
+def is_known() -> exp.Expr:
     """The row's group was in the fit."""
     return exp.not_(exp.Is(this=column(effect_name("u", 0)), expression=exp.Null()))
 
 
-def _when(known: exp.Expr | None, tree: exp.Expr) -> exp.Expr:
+def only_when(known: exp.Expr | None, tree: exp.Expr) -> exp.Expr:
+    """The tree where the condition holds, else NULL."""
     return tree if known is None else exp.Case(ifs=[exp.If(this=known.copy(), true=tree)])

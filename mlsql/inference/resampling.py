@@ -1,0 +1,149 @@
+"""Replicates of a fit: parametric bootstrap, cluster bootstrap, group jackknife.  No row is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import LinAlgError
+from scipy.special import ndtri
+
+from mlsql._arrays import Array, BoolArray, IntArray
+from mlsql.errors import FitError
+from mlsql.inference.simulate import make_simulator
+from mlsql.likelihood.covariance import Covariance
+from mlsql.likelihood.gaussian import Deviance
+from mlsql.moments.reweighted import reweighted
+from mlsql.moments.statistics import Statistics
+from mlsql.optimise.search import optimise
+from mlsql.results.estimates import Estimates
+
+MAX_EVALUATIONS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Replicates:
+    """Estimates from R replicates, in the user's columns.
+
+    Attributes
+    ----------
+    beta : (R, p)
+    T : (R, q, q)
+    sigma2 : (R,)
+    converged, singular : (R,) bool
+    failed : int
+        Replicates without estimates, because their fixed effects are not identified; not among the R.
+    """
+
+    beta: Array
+    T: Array
+    sigma2: Array
+    converged: BoolArray
+    singular: BoolArray
+    failed: int
+
+
+def parametric_bootstrap(estimates: Estimates, replicates: int, seed: int) -> Replicates:
+    """Refit outcomes simulated from the fit.
+
+    A fit on the boundary is simulated as it is: its zero variances stay zero in the data, not in the refits.
+    """
+    check_replicates(replicates)
+    rng = np.random.default_rng(seed)
+    simulator = make_simulator(estimates.statistics, estimates.L, estimates.evaluation.beta, estimates.sigma2)
+    return _refitted(estimates, (simulator.draw(rng) for _ in range(replicates)))
+
+
+def cluster_bootstrap(estimates: Estimates, products: Array, replicates: int, seed: int) -> Replicates:
+    """Refit samples of groups, drawn with replacement.
+
+    Pivots, scales and grand means stay those of the sample.
+    """
+    check_replicates(replicates)
+    rng, J = np.random.default_rng(seed), estimates.statistics.n_groups
+
+    def draws() -> Iterator[Statistics]:
+        for _ in range(replicates):
+            counts: IntArray = np.bincount(rng.integers(0, J, J), minlength=J).astype(np.int64)
+            yield reweighted(estimates.statistics, products, counts)
+
+    return _refitted(estimates, draws())
+
+
+def jackknife(estimates: Estimates, products: Array, blocks: int, seed: int) -> Replicates:
+    """Refit without one block of groups at a time; with as many blocks as groups, without one group at a time."""
+    J = estimates.statistics.n_groups
+    order = np.arange(J) if blocks == J else np.random.default_rng(seed).permutation(J)
+
+    def draws() -> Iterator[Statistics]:
+        for part in np.array_split(order, blocks):
+            counts: IntArray = np.ones(J, dtype=np.int64)
+            counts[part] = 0
+            yield reweighted(estimates.statistics, products, counts)
+
+    return _refitted(estimates, draws())
+
+
+def _refitted(estimates: Estimates, samples: Iterator[Statistics]) -> Replicates:
+    method = estimates.design.spec.method
+    covariance = Covariance(estimates.statistics.blocks)
+    start = None if estimates.singular else covariance.theta(estimates.L)
+    U = estimates.statistics.u_transform
+    beta, T, sigma2, converged, singular, failed = [], [], [], [], [], 0
+    for stats in samples:
+        try:
+            found = optimise(Deviance(stats, method), max_evaluations=MAX_EVALUATIONS, start=start)
+        except (LinAlgError, FitError):
+            failed += 1
+            continue
+        root = U @ covariance.factor(found.theta)
+        beta.append(stats.user_beta(found.evaluation.beta))
+        T.append(found.evaluation.sigma2 * root @ root.T)
+        sigma2.append(found.evaluation.sigma2)
+        converged.append(found.converged)
+        singular.append(found.singular)
+    p, q = estimates.statistics.p, estimates.statistics.q
+    return Replicates(
+        np.array(beta).reshape(-1, p),
+        np.array(T).reshape(-1, q, q),
+        np.array(sigma2),
+        np.array(converged, dtype=np.bool_),
+        np.array(singular, dtype=np.bool_),
+        failed,
+    )
+
+
+def percentile_interval(values: Array, level: float) -> tuple[Array, Array]:
+    """Quantiles of (R, ...) replicates."""
+    tail = (1.0 - level) / 2.0
+    low, high = np.quantile(values, [tail, 1.0 - tail], axis=0)
+    return low, high
+
+
+def basic_interval(estimate: Array, values: Array, level: float) -> tuple[Array, Array]:
+    """2 estimate - quantiles: the percentile interval turned around."""
+    low, high = percentile_interval(values, level)
+    return 2.0 * estimate - high, 2.0 * estimate - low
+
+
+def jackknife_error(values: Array) -> Array:
+    """Standard errors from K leave-one-block-out estimates (K, ...): root of (K - 1) / K times their sum of squares."""
+    K = len(values)
+    return np.asarray(np.sqrt((K - 1.0) / K * np.sum((values - values.mean(axis=0)) ** 2, axis=0)))
+
+
+def normal_quantile(level: float) -> float:
+    """z of a two-sided interval."""
+    return float(ndtri(0.5 + level / 2.0))
+
+
+def check_replicates(replicates: object) -> None:
+    """Refuse a number of replicates that is none.
+
+    Raises
+    ------
+    FitError
+    """
+    if not (isinstance(replicates, int) and not isinstance(replicates, bool) and replicates >= 1):
+        raise FitError(f"replicates is {replicates!r}; it is a whole number, 1,000 or more for intervals")
