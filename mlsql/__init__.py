@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from mlsql.formula.describe import level_equations as level_equations
     from mlsql.formula.spec import ModelSpec as ModelSpec
     from mlsql.formula.spec import parse_model as parse_model
+    from mlsql.pipeline.compare import StepUp as StepUp
+    from mlsql.pipeline.compare import compare as compare
+    from mlsql.pipeline.compare import step_up as step_up
     from mlsql.pipeline.fit import evaluate as evaluate
     from mlsql.pipeline.fit import fit as fit
     from mlsql.pipeline.fitted import Fit as Fit
@@ -31,11 +34,14 @@ if TYPE_CHECKING:
 _HOME = {
     "fit": "mlsql.pipeline.fit",
     "evaluate": "mlsql.pipeline.fit",
+    "compare": "mlsql.pipeline.compare",
+    "step_up": "mlsql.pipeline.compare",
     "plan": "mlsql.pipeline.plan",
     "parse_model": "mlsql.formula.spec",
     "level_equations": "mlsql.formula.describe",
     "example_data": "mlsql.example",
     "Fit": "mlsql.pipeline.fitted",
+    "StepUp": "mlsql.pipeline.compare",
     "ModelSpec": "mlsql.formula.spec",
     "Plan": "mlsql.sql.plan",
     "Status": "mlsql.status",

@@ -205,6 +205,42 @@ def test_every_member_of_a_fit_is_on_the_python_page() -> None:
     assert [n for n in public if f"`{n}`" not in page and f"`Fit.{n}`" not in page] == []
 
 
+FACETS = ("contrasts", "derived", "comparators", "diagnostics", "resampling")
+
+
+def facet_table(facet: str) -> str:
+    """The methods of a facet of a fit: call and first sentence of the docstring."""
+    annotation = inspect.signature(getattr(mlsql.Fit, facet).fget).return_annotation
+    owner = getattr(importlib.import_module(f"mlsql.pipeline.{facet}"), annotation)
+    lines = ["| method | gives |", "|---|---|"]
+    for name, member in inspect.getmembers(owner, inspect.isfunction):
+        if name.startswith("_"):
+            continue
+        parameters = [p for p in inspect.signature(member).parameters.values() if p.name != "self"]
+        shown = ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters)
+        summary = (inspect.getdoc(member) or "").split("\n\n")[0].replace("\n", " ").rstrip(".")
+        lines.append(f"| `fit.{facet}.{name}({shown})` | {summary} |".replace("|'", "\\|'"))
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("facet", FACETS)
+def test_methods_of_a_facet_are_on_the_page_of_facets(facet: str) -> None:
+    path = DOCS / "reference" / "facets.md"
+    text = path.read_text(encoding="utf-8")
+    found = re.search(rf"(?<=<!-- methods of fit.{facet} -->\n)(?:\|[^\n]*\n)*", text)
+    assert found is not None, f"facets.md has no table of fit.{facet}"
+    if UPDATE:
+        path.write_text(text[: found.start()] + facet_table(facet) + text[found.end() :], encoding="utf-8")
+    else:
+        assert found.group() == facet_table(facet)
+
+
+def test_every_facet_of_a_fit_has_its_table() -> None:
+    properties = {n: p for n, p in inspect.getmembers(mlsql.Fit, lambda m: isinstance(m, property))}
+    own = {n for n, p in properties.items() if (ROOT / "mlsql" / "pipeline" / f"{n}.py").exists()}
+    assert own - {"products", "survey"} == set(FACETS)
+
+
 def test_every_sql_function_is_on_its_page() -> None:
     shown = [b.mark for b in blocks(reference("sql_functions")) if b.mark.startswith("from udfs/")]
     assert shown == [f"from udfs/{file.name}" for file in sorted((ROOT / "udfs").glob("*.sql"))]

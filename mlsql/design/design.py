@@ -182,7 +182,7 @@ def _with_sources(
     if survey is not None and (survey.preview.clustered or survey.rows <= SMALL):
         layout = "full"
     sources.append((outcome.sql,))
-    kept = {s for s in sources if s} if layout == "full" else per_group
+    kept = {s for s in sources if s} if layout == "full" else per_group - {()}
     return Design(
         spec=spec,
         schema=schema,

@@ -54,7 +54,8 @@ def make_hypothesis(given: object, names: Sequence[str]) -> Hypothesis:
         found = _from_text([part for g in given for part in _split(str(g), names)], names)
     else:
         found = _from_matrix(given, names)
-    rank = int(np.linalg.matrix_rank(found.contrasts))
+    sizes = np.linalg.norm(found.contrasts, axis=1, keepdims=True)
+    rank = int(np.linalg.matrix_rank(found.contrasts / np.where(sizes > 0, sizes, 1.0)))
     if rank < len(found.contrasts):
         raise FitError(
             f"the hypothesis has {len(found.contrasts)} rows of rank {rank}: "
@@ -79,7 +80,7 @@ def _from_matrix(given: object, names: Sequence[str]) -> Hypothesis:
 
 
 def _from_text(texts: Sequence[str], names: Sequence[str]) -> Hypothesis:
-    rows, values = [], []
+    rows, values, labels = [], [], []
     for text in texts:
         sides = _sides(text, names)
         left, constant = _linear(sides[0], text, names)
@@ -87,9 +88,9 @@ def _from_text(texts: Sequence[str], names: Sequence[str]) -> Hypothesis:
             other, moved = _linear(sides[1], text, names)
             left, constant = left - other, constant - moved
         rows.append(left)
-        values.append(-constant)
-    labels = tuple(t.strip() if "=" in t else f"{t.strip()} = 0" for t in texts)
-    return Hypothesis(labels, np.array(rows), np.array(values))
+        values.append(0.0 - constant)
+        labels.append(text.strip() if len(sides) == 2 else f"{text.strip()} = 0")
+    return Hypothesis(tuple(labels), np.array(rows), np.array(values))
 
 
 def describe(row: Array, value: float, names: Sequence[str]) -> str:
@@ -160,30 +161,47 @@ def _linear(side: str, whole: str, names: Sequence[str]) -> tuple[Array, float]:
             position = _space(side, position + 1)
         elif not first:
             raise FitError(f"{whole.strip()!r}: a + or - is missing before {side[position:].strip()!r}")
-        number = NUMBER.match(side, position) if _name_at(side, position, names) is None else None
+        if position >= len(side):
+            raise FitError(f"{whole.strip()!r} ends with a sign; write it as 'a - b = 0'")
         weight = sign
-        if number is not None:
-            weight *= float(number.group())
-            position = _space(side, number.end())
+        if NUMBER.match(side, position) is not None and _name_at(side, position, names) is None:
+            number, position = _number(side, position, whole)
+            weight *= number
             if position < len(side) and side[position] == "*":
                 position = _space(side, position + 1)
             elif position >= len(side) or side[position] in "+-":
                 constant += weight
                 first = False
                 continue
+            elif _name_at(side, position, names) is None:
+                raise FitError(f"{whole.strip()!r}: a * is missing before {side[position:].strip()!r}")
         name = _name_at(side, position, names)
         if name is None:
             raise _unknown(side[position:], whole, names)
         position = _space(side, position + len(name))
         if position < len(side) and side[position] == "/":
             divisor = NUMBER.match(side, _space(side, position + 1))
-            if divisor is None or float(divisor.group()) == 0.0:
-                raise FitError(f"{whole.strip()!r}: {name} is divided by something that is no number")
-            weight /= float(divisor.group())
-            position = divisor.end()
+            if divisor is None or not 0.0 < float(divisor.group()) < np.inf:
+                raise FitError(f"{whole.strip()!r}: {name} is divided by something that is no number, or by 0")
+            weight, position = weight / float(divisor.group()), divisor.end()
         row[names.index(name)] += weight
         first = False
     return row, constant
+
+
+def _number(side: str, position: int, whole: str) -> tuple[float, int]:
+    """A number or a fraction of two, and the position after it."""
+    found = NUMBER.match(side, position)
+    assert found is not None
+    value, after = float(found.group()), _space(side, found.end())
+    if after < len(side) and side[after] == "/":
+        below = NUMBER.match(side, _space(side, after + 1))
+        if below is None or float(below.group()) == 0.0:
+            raise FitError(f"{whole.strip()!r}: {found.group()} is divided by something that is no number, or by 0")
+        value, after = value / float(below.group()), _space(side, below.end())
+    if not np.isfinite(value):
+        raise FitError(f"{whole.strip()!r}: {found.group()} is too large a number")
+    return value, after
 
 
 def _space(text: str, position: int) -> int:

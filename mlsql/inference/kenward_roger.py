@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import solve
 
 from mlsql._arrays import Array
 from mlsql.errors import FitError
@@ -16,20 +15,24 @@ from mlsql.results.information import UNIDENTIFIED
 
 @dataclass(frozen=True, slots=True)
 class KenwardRoger:
-    """What the tests need, user columns.
+    """What the tests need.
 
     Attributes
     ----------
     covariance : (p, p)
-        Adjusted for the estimation of the variance components.
-    unadjusted : (p, p)
+        Of the user's columns, adjusted for the estimation of the variance components.
+    back : (p, p)
+        From whitened columns, whose covariance matrix is sigma2 I, to the user's.
+    sigma2 : float
     P : (m, p, p)
+        In whitened columns, which keep their digits wherever the origin is.
     components : (m, m)
         Asymptotic covariance of the components: inverse expected information.
     """
 
     covariance: Array
-    unadjusted: Array
+    back: Array
+    sigma2: float
     P: Array
     components: Array
 
@@ -40,28 +43,30 @@ class KenwardRoger:
         """
         r = len(contrasts)
         # 1. A1 and A2
-        spread = contrasts @ self.unadjusted
-        theta = contrasts.T @ solve(contrasts @ spread.T, contrasts, assume_a="pos")
-        M = np.einsum("pf,fg,mgh,hk->mpk", theta, self.unadjusted, self.P, self.unadjusted, optimize=True)
-        traces = np.einsum("mpp->m", M)
+        white = contrasts @ self.back
+        basis = np.linalg.qr(white.T)[0]
+        M = self.sigma2 * np.einsum("pr,mpf,fs->mrs", basis, self.P, basis, optimize=True)
+        traces = np.einsum("mrr->m", M)
         A1 = float(traces @ self.components @ traces)
-        A2 = float(np.einsum("mn,mpf,nfp->", self.components, M, M, optimize=True))
+        A2 = float(np.einsum("mn,mrs,nsr->", self.components, M, M, optimize=True))
+        if r == 1:
+            # a squared t statistic: the formulas below reduce to this, dividing zero by zero where df is 4
+            return 1.0, 2.0 / A2
         # 2. moments of the F statistic
         B = (A1 + 6.0 * A2) / (2.0 * r)
         g = ((r + 1) * A1 - (r + 4) * A2) / ((r + 2) * A2)
         below = 3 * r + 2 * (1 - g)
         c1, c2, c3 = g / below, (r - g) / below, (r + 2 - g) / below
-        mean = 1.0 / (1.0 - A2 / r)
-        variance = (2.0 / r) * (1.0 + c1 * B) / ((1.0 - c2 * B) ** 2 * (1.0 - c3 * B))
-        # 3. the F distribution with these
-        rho = variance / (2.0 * mean**2)
-        df = 4.0 + (r + 2) / (r * rho - 1.0)
+        rest = 1.0 - A2 / r
+        above, under = rest**2 * (1.0 + c1 * B), (1.0 - c2 * B) ** 2 * (1.0 - c3 * B)
+        # 3. the F distribution with these: r rho = above / under
+        df = 4.0 + (r + 2) * under / (above - under)
         if not (np.isfinite(df) and df > 0 and r > A2):
             raise FitError(
                 f"Kenward-Roger degrees of freedom of this hypothesis of {r} rows do not exist: too few groups for the "
                 "variance components; test fewer coefficients at once, or use df='satterthwaite' or 'hlm'"
             )
-        return (1.0 if r == 1 else df / (mean * (df - 2.0))), df
+        return df * rest / (df - 2.0), df
 
 
 def kenward_roger(estimates: Estimates) -> KenwardRoger:
@@ -92,10 +97,10 @@ def kenward_roger(estimates: Estimates) -> KenwardRoger:
     bias = np.einsum("ij,ijxy->xy", W, Q) - s2 * np.einsum("ij,ixz,jzy->xy", W, P, P, optimize=True)
     back = estimates.statistics.beta_transform @ found.whitener.T
     adjusted = s2 * np.eye(len(bias)) + 2.0 * s2**2 * bias
-    forward = np.linalg.inv(back)
     return KenwardRoger(
         covariance=back @ adjusted @ back.T,
-        unadjusted=s2 * back @ back.T,
-        P=np.einsum("xp,ixy,yf->ipf", forward, P, forward, optimize=True),
+        back=back,
+        sigma2=s2,
+        P=P,
         components=W,
     )

@@ -201,8 +201,16 @@ def check_names(df: object, vcov: object) -> None:
 
 def caution(reference: Reference, n_groups: int, df: Array) -> str | None:
     """What to know before using the p values, or None."""
-    if reference.vcov in ("CR0", "CR1") and n_groups < FEW_GROUPS:
-        return f"{reference.vcov} with {n_groups} groups is too small on average; use vcov='CR2'"
+    few = few_groups(reference.vcov, n_groups)
+    if few is not None:
+        return few
     if reference.df_method in ("satterthwaite", "kenward_roger") and np.any(df < UNRELIABLE):
         return f"p values with fewer than {UNRELIABLE:g} df are not reliable: too few groups determine the estimate"
+    return None
+
+
+def few_groups(vcov: Vcov, n_groups: int) -> str | None:
+    """A caution against CR0 and CR1 with few groups."""
+    if vcov in ("CR0", "CR1") and n_groups < FEW_GROUPS:
+        return f"{vcov} with {n_groups} groups is too small on average; use vcov='CR2'"
     return None

@@ -8,6 +8,9 @@ CR0 takes A_j = I (what HLM prints; Raudenbush & Bryk 9.24), CR1 A_j = sqrt(J / 
 exactly unbiased when V is right (Bell & McCaffrey 2002; Pustejovsky & Tipton 2018, J. Bus. Econ. Stat. 36, 672):
 A_j = D'(D (V_j - X_j M X_j') D')^-1/2 D with D'D = V_j.  A_j is the same for every such root D and the identity outside
 the span of [Z_j X_j], so the group's Gram matrix suffices.
+
+With precision weights w the rows are those times sqrt(w), whose errors are alike: CR2 is unbiased in them, and equals
+that of other software on such rows.  Its A_j depends on this choice in the fourth digit; CR0 and CR1 do not.
 """
 
 from __future__ import annotations
@@ -27,8 +30,8 @@ DEPENDENT = 1e-10
 """A column adds no dimension to its group when it keeps less than this share of its sum of squares."""
 
 EMPTY = 1e-10
-"""Eigenvalues of a group's residual covariance below this share of the largest are zeros: the group determines a fixed
-effect alone, and its residual there is zero."""
+"""Eigenvalues of I - V^-1/2 XMX'V^-1/2 of a group, which lie in [0, 1], below this are zeros: the group determines a
+fixed effect alone, and its residual there is zero."""
 
 
 CHUNK = 8192
@@ -76,12 +79,18 @@ class Robust:
         return np.array(found)
 
     def joint_df(self, contrasts: Array) -> float:
-        """df eta of the approximate Hotelling test (HTZ; Pustejovsky & Tipton 2018) of r contrasts."""
-        white = contrasts @ self.whitener.T
-        root = np.linalg.cholesky(white @ white.T)
-        rows = solve_triangular(root, white, lower=True) @ self.whitener
-        r = len(rows)
-        pulls = [self._pull(c) for c in rows]
+        """df eta of the approximate Hotelling test (HTZ; Pustejovsky & Tipton 2018) of r contrasts.
+
+        The contrasts are standardised by the mean of their robust covariance matrix under the working model.
+        """
+        r = len(contrasts)
+        rows: Array = contrasts @ self.whitener.T @ self.whitener
+        pulled = [self._pull(c) for c in rows]
+        mean = np.array(
+            [[self._own(rows[s], rows[t]).sum() - np.sum(pulled[s] * pulled[t]) for t in range(r)] for s in range(r)]
+        )
+        rows = np.asarray(solve_triangular(np.linalg.cholesky(mean), rows, lower=True), dtype=np.float64)
+        pulls = [self._pull(row) for row in rows]
         total = 0.0
         for s in range(r):
             for t in range(r):
@@ -155,10 +164,19 @@ def _cr2(stats: Statistics, L: Array, beta: Array, products: Array, whitener: Ar
         # 2
         V = np.eye(F.shape[1]) + Z @ _transposed(Z)
         D = _transposed(np.asarray(np.linalg.cholesky(V), dtype=np.float64))
-        values, vectors = np.linalg.eigh(D @ (V - XW @ _transposed(XW)) @ _transposed(D))
-        kept = values > EMPTY * values[:, -1:]
-        powers = np.where(kept, np.where(kept, values, 1.0) ** -0.5, 0.0)
-        half = _transposed(vectors) @ D
+        # V - XMX' = D'GD; zeros are judged in G, whose eigenvalues lie in [0, 1] however large T is
+        Y = np.asarray(np.linalg.solve(_transposed(D), XW), dtype=np.float64)
+        rest: Array = np.eye(F.shape[1]) - Y @ _transposed(Y)
+        g, vectors = np.linalg.eigh(rest)
+        kept = g > EMPTY
+        # D(V - XMX')D' = F F': singular values lose half the digits that eigenvalues would
+        root = D @ _transposed(D) @ (vectors * np.sqrt(np.where(kept, g, 0.0))[:, None, :])
+        left, s, _ = np.linalg.svd(root)
+        # the kept ones are the largest
+        rank = kept.sum(axis=1)[:, None]
+        used = np.arange(s.shape[1])[None, :] < rank
+        powers = np.where(used, 1.0 / np.where(used, s, 1.0), 0.0)
+        half = _transposed(np.asarray(left, dtype=np.float64)) @ D
         A = _transposed(half) @ (powers[:, :, None] * half)
         # 3. A is symmetric, so u = A V^-1 X
         U = A @ np.linalg.solve(V, X)

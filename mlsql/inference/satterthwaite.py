@@ -50,8 +50,10 @@ def satterthwaite(estimates: Estimates) -> Satterthwaite | None:
     # C = s2 W'W with W the whitener; d C / d Lambda_i = s2 W' E_i W, d C / d s2 = C / s2
     back = estimates.statistics.beta_transform @ whitener.T
     covariance = estimates.covariance
-    inside = [any(s.start <= a < s.stop for s in information.blocks) for a, _ in covariance.entries]
-    slopes = np.einsum("px,ixy,fy->ipf", back, E[np.array(inside, dtype=np.bool_)], back, optimize=True)
+    # coordinates of the directions in the free entries of Lambda
+    at = tuple(np.array(covariance.entries).T)
+    E = np.einsum("im,mxy->ixy", information.directions[:, at[0], at[1]], E)
+    slopes = np.einsum("px,ixy,fy->ipf", back, E, back, optimize=True)
     C = estimates.vcov
     return Satterthwaite(
         C, np.concatenate([estimates.sigma2 * slopes, (C / estimates.sigma2)[None]]), information.covariance

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+SAME = 1e-9
+"""Relative difference of two sums of the same products that rounding explains."""
+
+
 @dataclass(frozen=True, slots=True)
 class Moments:
     """Group-wise and pooled sums of pivoted columns.
@@ -156,6 +160,13 @@ def complete(design: Design, moments: Moments, answer: pa.Table) -> tuple[Design
         products[:, s] = moments.products[d, 1:]
     for (a, b), column in zip(layout.pooled, answer.columns[layout.n_keys + 1 :], strict=True):
         products[a - 1, b] = products[b - 1, a] = _floats(column)
+    for a, b in layout.pooled:
+        size = np.sqrt(moments.pooled[a, a] * moments.pooled[b, b])
+        if not abs(float(products[a - 1, b].sum()) - moments.pooled[a, b]) <= SAME * size:
+            raise DataError(
+                f"the data have changed since the fit: the groups are the same {moments.n_groups:,}, but values of "
+                f"{' * '.join((*design.sources[a], *design.sources[b]))} are not; fit again"
+            )
     return full, replace(moments, products=products)
 
 

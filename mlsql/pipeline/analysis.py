@@ -70,7 +70,7 @@ def analyse(
         check_groups(design, moments)
         collinear = collinear_columns(design, moments)
         if collinear and not drop_collinear:
-            raise DesignError(_collinear_message(collinear[0]) + "; leave it out, or pass drop_collinear=True")
+            raise DesignError(collinear_message(collinear[0]) + "; leave it out, or pass drop_collinear=True")
         if collinear:
             excluded = frozenset(c.name for c in collinear)
             design, moments, plan, packing = _moments(spec, schema, survey, inputs, engine, excluded)
@@ -81,9 +81,9 @@ def analyse(
             "data change from scan to scan; store them in a table first"
         )
     seconds = {"survey": surveyed - started, "scan": time.perf_counter() - surveyed - packing, "pack": packing}
-    warnings = [*schema.warnings, *_survey_warnings(survey)]
-    warnings += [_collinear_message(c) + "; it was left out, as asked" for c in collinear]
-    return Analysis(design, moments, plan, _dropped(survey, moments), tuple(warnings), seconds)
+    warnings = [*schema.warnings, *survey_warnings(survey)]
+    warnings += [collinear_message(c) + "; it was left out, as asked" for c in collinear]
+    return Analysis(design, moments, plan, dropped_rows(survey, moments), tuple(warnings), seconds)
 
 
 def _moments(
@@ -136,13 +136,15 @@ def check_groups(design: Design, moments: Moments) -> None:
         )
 
 
-def _collinear_message(found: Collinear) -> str:
+def collinear_message(found: Collinear) -> str:
+    """What is wrong with a collinear predictor."""
     if not found.explained_by:
         return f"predictor {found.name} is zero in every row"
     return f"predictor {found.name} is a linear combination of {', '.join(found.explained_by)}"
 
 
-def _survey_warnings(survey: Survey) -> list[str]:
+def survey_warnings(survey: Survey) -> list[str]:
+    """Empty factor levels and rows without a group in the level-2 table."""
     found = []
     for column in survey.columns:
         empty = survey.empty_levels.get(column.input.sql)
@@ -155,7 +157,8 @@ def _survey_warnings(survey: Survey) -> list[str]:
     return found
 
 
-def _dropped(survey: Survey, moments: Moments) -> tuple[str, ...]:
+def dropped_rows(survey: Survey, moments: Moments) -> tuple[str, ...]:
+    """What missing values cost, column by column."""
     lost = survey.rows - moments.n_rows
     if not lost:
         return ()

@@ -8,18 +8,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlsql._arrays import Array
-from mlsql._typing import DfMethod, Unseen, Vcov
+from mlsql._typing import Unseen
 from mlsql.errors import FitError
 from mlsql.formula.describe import level_equations
 from mlsql.formula.spec import ModelSpec
-from mlsql.inference.hypotheses import make_hypothesis
-from mlsql.inference.reference import Reference, make_reference
+from mlsql.pipeline.comparators import Comparators
+from mlsql.pipeline.contrasts import Contrasts
+from mlsql.pipeline.derived import Derived
+from mlsql.pipeline.diagnostics import Diagnostics
+from mlsql.pipeline.inferring import Inferring
 from mlsql.pipeline.interop import Interop
 from mlsql.pipeline.prepare import Inputs
 from mlsql.pipeline.products import Products
+from mlsql.pipeline.resampling import Resampling
 from mlsql.pipeline.score import score_predictions, score_residuals
 from mlsql.pipeline.store import fit_identifier, write_tables
-from mlsql.report import fixed, tables
+from mlsql.report import tables
 from mlsql.report.summary import summary
 from mlsql.results.estimates import Estimates
 from mlsql.results.measures import aic, bic, icc
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Fit(Interop):
+class Fit(Inferring, Interop):
     """A fitted (or evaluated) model.  Immutable; tables are made when asked for.
 
     Attributes
@@ -70,89 +74,6 @@ class Fit(Interop):
     def fit_id(self) -> str:
         """Identifier in result tables: the same for the same model on the same data."""
         return fit_identifier(self.estimates, self.inputs.rows.label)
-
-    @property
-    def fixed_effects(self) -> pl.DataFrame:
-        """Estimates and tests from the model's covariance matrix with HLM's df, and robust standard errors beside.
-
-        Columns: term, estimate, std_error, df, statistic, p_value, conf_low, conf_high (95 %), robust_std_error (CR0),
-        robust_ratio (robust to model-based), df_method, vcov, centering.  `inference` offers other choices.
-        """
-        return fixed.fixed_effects_table(self.estimates, self._robust_covariance())
-
-    def inference(self, df: DfMethod | None = None, vcov: Vcov = "model", level: float = 0.95) -> pl.DataFrame:
-        """The fixed effects with degrees of freedom and a covariance matrix of your choice.
-
-        Parameters
-        ----------
-        df : str, optional
-            `hlm` (J - S_q - 1 by equation; the default), `between_within`, `residual` (N - p), `satterthwaite`,
-            `kenward_roger` (with its adjusted covariance matrix; REML only), `normal`.  Beside CR2 the default is
-            `satterthwaite`: Bell and McCaffrey's df of the robust matrix.
-        vcov : {"model", "CR0", "CR1", "CR2"}
-            Model-based, or cluster-robust by group: CR0 is what HLM prints, CR1 has the factor J / (J - 1), CR2 is
-            unbiased when the model holds.
-        level : float
-            Confidence level.
-
-        Returns
-        -------
-        polars.DataFrame
-            term, estimate, std_error, df (inf for `normal`), statistic, p_value, conf_low, conf_high, df_method, vcov,
-            centering, note (when p values need care, else null).
-
-        Raises
-        ------
-        FitError
-            When the method does not exist for this fit; the message names another.
-
-        Examples
-        --------
-        >>> import mlsql
-        >>> fit = mlsql.fit("mathach ~ sector + (1 | school)", mlsql.example_data("hsb"))
-        >>> fit.inference(df="satterthwaite", vcov="CR2")["df"].round(1).to_list()
-        [88.8, 149.3]
-        """
-        return fixed.inference_table(self.estimates, self.reference(df, vcov), level)
-
-    def test(self, hypothesis: object, df: DfMethod | None = None, vcov: Vcov = "model") -> pl.DataFrame:
-        """Wald test of a linear hypothesis on the fixed effects.
-
-        Parameters
-        ----------
-        hypothesis : str, list of str, or (r, p) matrix
-            Equations in the terms' names, `"sector = 0"`, `"ses + ses:sector = 2"`, `["a = b", "c"]` (a name alone:
-            `= 0`), or a matrix whose rows are compared with 0.
-        df, vcov
-            As for `inference`.
-
-        Returns
-        -------
-        polars.DataFrame
-            One row: hypothesis, chi2, chi2_df, chi2_p_value, statistic (F), df1, df2, p_value, df_method, vcov, note.
-
-        Raises
-        ------
-        FitError
-            For unknown terms, a matrix of the wrong width, or rows that follow from others.
-
-        Examples
-        --------
-        >>> import mlsql
-        >>> fit = mlsql.fit("mathach ~ sector*ses + (1 | school)", mlsql.example_data("hsb"))
-        >>> fit.test(["sector", "sector:ses"])["chi2"].round(1).to_list()
-        [76.3]
-        """
-        return fixed.test_table(
-            self.estimates, self.reference(df, vcov), make_hypothesis(hypothesis, self.estimates.fixed_names)
-        )
-
-    def reference(self, df: DfMethod | None = None, vcov: Vcov = "model") -> Reference:
-        """Covariance matrix and degrees of freedom by name, as `inference` and `test` use them."""
-        return make_reference(self.estimates, self.products.by_group, df, vcov)
-
-    def _robust_covariance(self) -> Array:
-        return make_reference(self.estimates, self.products.by_group, "hlm", "CR0").covariance
 
     @property
     def variance_components(self) -> pl.DataFrame:
@@ -193,20 +114,30 @@ class Fit(Interop):
             raise FitError(f"the model has no random effects of {group!r}; its group is {self.spec.group!r}")
         return tables.group_effects_table(self.estimates)
 
-    def confint(self, level: float = 0.95, df: DfMethod | None = None, vcov: Vcov = "model") -> pl.DataFrame:
-        """Wald intervals of fixed effects (t) and variance components (variances on the log scale).
+    @property
+    def contrasts(self) -> Contrasts:
+        """Linear combinations of the fixed effects: simple slopes, Johnson-Neyman regions, contextual effects."""
+        return Contrasts(self.products)
 
-        Parameters
-        ----------
-        level : float
-            Confidence level.
+    @property
+    def derived(self) -> Derived:
+        """ICC, reliabilities, plausible values, variance functions, explained variance."""
+        return Derived(self.products)
 
-        Returns
-        -------
-        polars.DataFrame
-            effect (fixed, variance), term, estimate, conf_low, conf_high.
-        """
-        return tables.confidence_table(self.estimates, self.reference(df, vcov), level)
+    @property
+    def diagnostics(self) -> Diagnostics:
+        """Residuals at both levels, influence of groups, candidates for level 2, advice."""
+        return Diagnostics(self.products)
+
+    @property
+    def comparators(self) -> Comparators:
+        """OLS, between, within and group-by-group regressions from the same moments."""
+        return Comparators(self.products)
+
+    @property
+    def resampling(self) -> Resampling:
+        """Parametric and cluster bootstrap, group jackknife."""
+        return Resampling(self.products)
 
     @property
     def T(self) -> Array:
@@ -284,7 +215,7 @@ class Fit(Interop):
 
     def summary(self) -> str:
         """The whole report, in the layout HLM users know."""
-        return summary(self.estimates, self.inputs.rows.label, self.warnings, self.dropped, self._robust_covariance())
+        return summary(self.estimates, self.inputs.rows.label, self.warnings, self.dropped, self.robust_or_reason())
 
     def __str__(self) -> str:
         return self.summary()

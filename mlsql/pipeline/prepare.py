@@ -86,13 +86,13 @@ def make_schema(spec: ModelSpec, inputs: Inputs, engine: DuckDBEngine) -> Schema
     level2 = None if inputs.level2 is None else engine.columns(inputs.level2, "level2")
     candidates, warnings = locate(spec, rows, level2)
     offsets = [Candidate(f"offset({o.name})", o.sql, "offset", "rows") for o in spec.offset]
-    for offset, dtype in zip(offsets, _types(engine, inputs.tables.rows, offsets), strict=True):
+    for offset, dtype in zip(offsets, types_of(engine, inputs.tables.rows, offsets), strict=True):
         classify(offset, dtype)
     found = []
     for table, relation in (("rows", inputs.tables.rows), ("level2", inputs.tables.level2)):
         chosen = [c for c in candidates if c.table == table]
         if relation is not None and chosen:
-            types = _types(engine, relation, chosen)
+            types = types_of(engine, relation, chosen)
             found += [classify(c, t) for c, t in zip(chosen, types, strict=True)]
     if inputs.level2 is not None:
         _check_keys([i for i in found if i.role == "key"], inputs.level2.relation, engine)
@@ -103,7 +103,7 @@ def make_schema(spec: ModelSpec, inputs: Inputs, engine: DuckDBEngine) -> Schema
 
 def _check_keys(keys: list[Input], level2: exp.Expr, engine: DuckDBEngine) -> None:
     candidates = [Candidate(k.name, k.sql, "key", "level2") for k in keys]
-    for key, dtype in zip(keys, _types(engine, level2, candidates), strict=True):
+    for key, dtype in zip(keys, types_of(engine, level2, candidates), strict=True):
         if not comparable(key.dtype, dtype):
             raise DataError(
                 f"the grouping column {key.name} is {key.dtype} in the data and {dtype} in the level2 table; "
@@ -111,7 +111,8 @@ def _check_keys(keys: list[Input], level2: exp.Expr, engine: DuckDBEngine) -> No
             )
 
 
-def _types(engine: DuckDBEngine, relation: exp.Expr, candidates: list[Candidate]) -> list[str]:
+def types_of(engine: DuckDBEngine, relation: exp.Expr, candidates: list[Candidate]) -> list[str]:
+    """Types of expressions; an error names the one that fails."""
     if not candidates:
         return []
     try:
@@ -125,6 +126,6 @@ def _types(engine: DuckDBEngine, relation: exp.Expr, candidates: list[Candidate]
         raise DataError(str(error)) from error
     if answer.num_rows != len(candidates):
         if len(candidates) > 1:
-            return [t for c in candidates for t in _types(engine, relation, [c])]
+            return [t for c in candidates for t in types_of(engine, relation, [c])]
         raise FormulaError(f"{candidates[0].name} gives {answer.num_rows} columns; a term is one value of a row")
     return [str(t) for t in answer.column("column_type").to_pylist()]

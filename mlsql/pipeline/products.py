@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from mlsql._arrays import Array
 from mlsql.design.design import Design
+from mlsql.errors import QueryError
 from mlsql.moments.moments import Moments, complete
 from mlsql.moments.products import group_products
 from mlsql.pipeline.prepare import Inputs
@@ -46,8 +47,16 @@ class Products:
             if design.layout == "full":
                 self._complete = design, moments
             else:
-                with self.inputs.engine() as engine:
-                    answer = engine.query(completion_step(design, self.inputs.tables))
+                try:
+                    with self.inputs.engine() as engine:
+                        answer = engine.query(completion_step(design, self.inputs.tables))
+                except QueryError as error:
+                    raise QueryError(
+                        error.step,
+                        error.sql,
+                        f"{str(error).split(': ', 1)[-1]}  A large fit needs one more scan of its data for robust "
+                        "errors, influence and comparators, when first asked for; use vcov='model', or fit again",
+                    ) from error
                 self._complete = complete(design, moments, answer)
         return self._complete
 

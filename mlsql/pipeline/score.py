@@ -99,9 +99,9 @@ def score_rows(
         columns = engine.columns(inputs.rows, "data")
         check_new_data(design, inputs, engine, columns, added)
         # 2
-        with _registered(engine, _group_table(estimates)) as groups:
+        with registered(engine, group_table(estimates)) as groups:
             query = scoring.ScoreQuery(
-                _model(estimates),
+                score_model(estimates),
                 inputs.tables.rows,
                 groups,
                 inputs.tables.level2,
@@ -154,7 +154,8 @@ def _write_file(engine: DuckDBEngine, step: Step, into: str, replace: bool) -> N
 
 
 @contextmanager
-def _registered(engine: DuckDBEngine, table: pa.Table) -> Iterator[exp.Expr]:
+def registered(engine: DuckDBEngine, table: pa.Table) -> Iterator[exp.Expr]:
+    """The group table as a relation of the engine's statements."""
     label = f"mlsql_groups_{id(table):x}"
     with engine.registered(label, table):
         yield exp.Table(this=name(label))
@@ -191,7 +192,8 @@ def _pivoted(estimates: Estimates) -> _Pivoted:
     return _Pivoted(shifts.to_user(design.fixed) @ stats.beta_transform, random @ stats.u_transform)
 
 
-def _model(estimates: Estimates) -> scoring.ScoreModel:
+def score_model(estimates: Estimates) -> scoring.ScoreModel:
+    """The numbers of a fit that scoring queries need."""
     design, shifts, pivoted = estimates.design, Shifts(estimates.design, estimates.moments), _pivoted(estimates)
     V = pivoted.beta @ estimates.evaluation.beta_covariance @ pivoted.beta.T
     root = pivoted.u @ estimates.L
@@ -214,7 +216,7 @@ def _constants(part: Part, shifts: Shifts) -> dict[Variable, float]:
     return {v: v.pivot if v in part.pivoted else shifts.user_shift(v) for v in variables}
 
 
-def _group_table(estimates: Estimates) -> pa.Table:
+def group_table(estimates: Estimates) -> pa.Table:
     """One row per group: keys, effects, and what the standard errors need, in the pivoted columns."""
     design, moments, pivoted = estimates.design, estimates.moments, _pivoted(estimates)
     u = eb_residuals(estimates, pivoted.u)

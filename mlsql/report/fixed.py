@@ -9,7 +9,7 @@ import numpy as np
 from mlsql._arrays import Array
 from mlsql.inference.fixed_effects import LinearEstimates, fixed_effects, linear_estimates
 from mlsql.inference.hypotheses import Hypothesis
-from mlsql.inference.reference import Reference, caution
+from mlsql.inference.reference import Reference, caution, few_groups
 from mlsql.inference.wald import wald_test
 from mlsql.results.centering import centering_notes
 from mlsql.results.estimates import Estimates
@@ -40,18 +40,24 @@ def inference_table(estimates: Estimates, reference: Reference, level: float = 0
     )
 
 
-def fixed_effects_table(
-    estimates: Estimates, robust_covariance: Array, reference: Reference | None = None, level: float = 0.95
-) -> pl.DataFrame:
-    """The default table: model-based inference with robust standard errors (CR0) and their ratio beside it."""
+def fixed_effects_table(estimates: Estimates, robust_covariance: Array | str, level: float = 0.95) -> pl.DataFrame:
+    """The default table: model-based inference with robust standard errors (CR0) and their ratio beside it.
+
+    Text in place of the robust matrix says why there is none; it becomes the note.
+    """
     import polars as pl
 
-    chosen = Reference.counted(estimates) if reference is None else reference
-    table = inference_table(estimates, chosen, level)
-    error = pl.Series("robust_std_error", np.sqrt(np.maximum(np.diag(robust_covariance), 0.0)))
-    ratio = (error / table["std_error"]).alias("robust_ratio")
+    table = inference_table(estimates, Reference.counted(estimates), level)
     position = table.columns.index("conf_high") + 1
-    return table.drop("note").insert_column(position, error).insert_column(position + 1, ratio)
+    if isinstance(robust_covariance, str):
+        missing = pl.Series("robust_std_error", [None] * table.height, dtype=pl.Float64)
+        table = table.with_columns(pl.lit(robust_covariance).alias("note"))
+        return table.insert_column(position, missing).insert_column(position + 1, missing.alias("robust_ratio"))
+    error = pl.Series("robust_std_error", np.sqrt(np.maximum(np.diag(robust_covariance), 0.0)))
+    note = few_groups("CR0", estimates.statistics.n_groups)
+    table = table.with_columns(pl.lit(note, dtype=pl.String).alias("note"))
+    ratio = (error / table["std_error"]).alias("robust_ratio")
+    return table.insert_column(position, error).insert_column(position + 1, ratio)
 
 
 def contrasts_table(

@@ -11,7 +11,7 @@ from mlsql._arrays import Array
 from mlsql.formula.describe import level_equations
 from mlsql.formula.terms import INTERCEPT
 from mlsql.inference.fixed_effects import fixed_effects
-from mlsql.inference.reference import FEW_GROUPS
+from mlsql.inference.reference import few_groups
 from mlsql.results.centering import centering_notes
 from mlsql.results.components import Homogeneity, component_errors, homogeneity_tests
 from mlsql.results.estimates import Estimates
@@ -21,7 +21,7 @@ from mlsql.status import Status
 
 
 def summary(
-    estimates: Estimates, source: str, warnings: Sequence[str], dropped: Sequence[str], robust_covariance: Array
+    estimates: Estimates, source: str, warnings: Sequence[str], dropped: Sequence[str], robust_covariance: Array | str
 ) -> str:
     """The whole report.
 
@@ -32,8 +32,8 @@ def summary(
         What the data were.
     warnings, dropped : sequence of str
         Warnings of the fit; how many rows each column's missing values cost.
-    robust_covariance : (p, p)
-        CR0, for the robust standard errors beside the model's.
+    robust_covariance : (p, p), or text
+        CR0, for the robust standard errors beside the model's; or why there is none.
     """
     tests = homogeneity_tests(estimates)
     sections = [
@@ -96,9 +96,10 @@ def _variances(estimates: Estimates, tests: Sequence[Homogeneity]) -> str:
     return "\n".join(lines)
 
 
-def _fixed(estimates: Estimates, robust_covariance: Array) -> str:
+def _fixed(estimates: Estimates, robust_covariance: Array | str) -> str:
     found, notes = fixed_effects(estimates), centering_notes(estimates)
-    robust = np.sqrt(np.maximum(np.diag(robust_covariance), 0.0))
+    known = not isinstance(robust_covariance, str)
+    robust = np.sqrt(np.maximum(np.diag(robust_covariance), 0.0)) if known else np.full(len(notes), np.nan)
     header = ["Fixed effect", "Coefficient", "Std. error", "t ratio", "d.f.", "p value", "Robust s.e.", "Ratio"]
     header.append("Centring")
     rows: list[list[str]] = []
@@ -123,15 +124,16 @@ def _fixed(estimates: Estimates, robust_covariance: Array) -> str:
                     f"{found.df[f]:.0f}",
                     _p(found.p_value[f]),
                     _number(robust[f]),
-                    f"{robust[f] / found.std_error[f]:.2f}",
+                    _fixed_point(robust[f] / found.std_error[f], 2),
                     notes[f],
                 ]
             )
     lines = ["Fixed effects", *_table(header, rows)]
     lines.append("    d.f. by HLM's rule; robust standard errors are CR0, Ratio is robust to model-based.")
-    groups = estimates.statistics.n_groups
-    if groups < FEW_GROUPS:
-        lines.append(f"    With {groups} groups CR0 is too small on average: see inference(vcov='CR2').")
+    if isinstance(robust_covariance, str):
+        lines.append(f"    {robust_covariance}")
+    elif (few := few_groups("CR0", estimates.statistics.n_groups)) is not None:
+        lines.append(f"    {few}.")
     return "\n".join(lines)
 
 

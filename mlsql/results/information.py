@@ -16,16 +16,17 @@ UNIDENTIFIED = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Information:
-    """Sampling covariance of the variance components that lie inside the parameter space.
+    """Sampling covariance of the variance components within the parameter space or the face of it that L lies on.
 
     Attributes
     ----------
     blocks : tuple of slice
-        The covariance blocks of full rank; the others are held where they are.
+        The covariance blocks of full rank; the others stay on the boundary.
     directions : (k, q, q)
-        The symmetric matrix by which each free entry of Lambda (internal columns) moves it.
+        How Lambda (internal columns) moves with each free parameter: an entry of Lambda in a block of full rank, an
+        entry of the factor's columns that are not zero in a block on the boundary.
     covariance : (k + 1, k + 1)
-        Of those entries and, last, sigma2.
+        Of those parameters and, last, sigma2.
     """
 
     blocks: tuple[slice, ...]
@@ -39,12 +40,12 @@ def observed_information(estimates: Estimates) -> Information | None:
     slopes = with_slopes(estimates).slopes
     assert slopes is not None
     blocks = tuple(s for s in covariance.slices if np.all(np.diag(estimates.L)[s] != 0.0))
-    inside = [any(s.start <= a < s.stop for s in blocks) for a, _ in covariance.entries]
-    D = covariance.directions()[np.array(inside, dtype=np.bool_)]
+    D, second = _directions(estimates)
     degrees = Deviance(estimates.statistics, estimates.design.spec.method).degrees
     k = len(D)
     H = np.empty((k + 1, k + 1))
     H[:k, :k] = np.einsum("iab,abcd,jcd->ij", D, slopes.logs2 + slopes.residual2 / s2, D, optimize=True)
+    H[:k, :k] += np.einsum("ijab,ab->ij", second, slopes.logs - slopes.residual / s2)
     H[:k, k] = H[k, :k] = np.einsum("iab,ab->i", D, slopes.residual) / s2**2
     H[k, k] = -degrees / s2**2 + 2.0 * estimates.evaluation.r2 / s2**3
     scale = np.sqrt(np.abs(np.diag(H)))
@@ -59,3 +60,31 @@ def with_slopes(estimates: Estimates) -> Evaluation:
         return estimates.evaluation
     deviance = Deviance(estimates.statistics, estimates.design.spec.method)
     return deviance.at(estimates.L, sigma2=estimates.sigma2)
+
+
+def _directions(estimates: Estimates) -> tuple[Array, Array]:
+    """First (k, q, q) and second (k, k, q, q) derivatives of Lambda along the parameters that are free at L.
+
+    In a block of full rank the entries of Lambda themselves.  In one on the boundary the entries of the columns of its
+    factor that are not zero: Lambda = L L' stays on the boundary.
+    """
+    covariance, L = estimates.covariance, estimates.L
+    q = len(L)
+    first: list[Array] = []
+    moves: list[Array | None] = []
+    for (a, b), D in zip(covariance.entries, covariance.directions(), strict=True):
+        block = next(s for s in covariance.slices if s.start <= a < s.stop)
+        if np.all(np.diag(L)[block] != 0.0):
+            first.append(D)
+            moves.append(None)
+        elif L[b, b] != 0.0:
+            E = np.zeros((q, q))
+            E[a, b] = 1.0
+            first.append(E @ L.T + L @ E.T)
+            moves.append(E)
+    second = np.zeros((len(first), len(first), q, q))
+    for i, one in enumerate(moves):
+        for j, other in enumerate(moves):
+            if one is not None and other is not None:
+                second[i, j] = one @ other.T + other @ one.T
+    return np.array(first).reshape(-1, q, q), second

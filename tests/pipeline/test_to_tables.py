@@ -29,7 +29,7 @@ COLUMNS = {
         "fit_id": "VARCHAR", "term": "VARCHAR", "estimate": "DOUBLE", "std_error": "DOUBLE", "df": "DOUBLE",
         "statistic": "DOUBLE", "p_value": "DOUBLE", "conf_low": "DOUBLE", "conf_high": "DOUBLE",
         "robust_std_error": "DOUBLE", "robust_ratio": "DOUBLE", "df_method": "VARCHAR", "vcov": "VARCHAR",
-        "centering": "VARCHAR",
+        "centering": "VARCHAR", "note": "VARCHAR",
     },
     "variance_components": {
         "fit_id": "VARCHAR", "group": "VARCHAR", "term1": "VARCHAR", "term2": "VARCHAR", "estimate": "DOUBLE",

@@ -15,7 +15,7 @@ FLOAT, TEXT, INT, BOOL = pl.Float64(), pl.String(), pl.Int64(), pl.Boolean()
 FIXED = {
     "term": TEXT, "estimate": FLOAT, "std_error": FLOAT, "df": FLOAT, "statistic": FLOAT, "p_value": FLOAT,
     "conf_low": FLOAT, "conf_high": FLOAT, "robust_std_error": FLOAT, "robust_ratio": FLOAT, "df_method": TEXT,
-    "vcov": TEXT, "centering": TEXT,
+    "vcov": TEXT, "centering": TEXT, "note": TEXT,
 }  # fmt: skip
 COMPONENTS = {
     "group": TEXT, "term1": TEXT, "term2": TEXT, "estimate": FLOAT, "sd_or_corr": FLOAT, "std_error": FLOAT,

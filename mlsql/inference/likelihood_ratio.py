@@ -1,0 +1,148 @@
+"""Likelihood-ratio tests of nested models, with the rules that make them tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import chdtrc
+
+from mlsql.design.columns import Column
+from mlsql.errors import FitError
+from mlsql.likelihood.gaussian import Deviance
+from mlsql.results.estimates import Estimates
+from mlsql.results.same_data import same_rows
+
+
+@dataclass(frozen=True, slots=True)
+class LikelihoodRatio:
+    """A test of a smaller model within a larger one.
+
+    Attributes
+    ----------
+    chi2 : float
+        Difference of the deviances.
+    df : int
+        Difference of the numbers of parameters.
+    p_value : float
+        From chi-square on df; conservative when variances are tested, whose null value lies on the boundary.
+    mixture : str or None
+        The mixture of chi-squares that holds on the boundary, for instance "0.5 chi2(1) + 0.5 chi2(2)"; None where the
+        plain chi-square holds, or where the weights are not known.
+    mixture_p_value : float
+        nan without a mixture.
+    note : str or None
+        What to know about the p values.
+    """
+
+    chi2: float
+    df: int
+    p_value: float
+    mixture: str | None
+    mixture_p_value: float
+    note: str | None
+
+
+def likelihood_ratio(smaller: Estimates, larger: Estimates) -> LikelihoodRatio:
+    """Test the smaller of two nested models (Raudenbush & Bryk, 3.107; Stram & Lee 1994 for the boundary).
+
+    Raises
+    ------
+    FitError
+        Different outcomes, rows, weights or methods; models that are not nested; REML deviances of different fixed
+        parts; a model whose variance components were given.
+    """
+    same_rows(smaller, larger)
+    reason = incomparable(smaller, larger)
+    if reason is not None:
+        raise FitError(reason)
+    fixed, pairs = _added(smaller, larger)
+    if fixed is None or pairs is None:
+        raise FitError(
+            f"the models are not nested: {smaller.design.spec.formula} has terms that {larger.design.spec.formula} "
+            "lacks; compare them by AIC or BIC, or fit one that contains both"
+        )
+    if not fixed and not pairs:
+        raise FitError("the two models have the same parameters; there is nothing to test")
+    chi2 = smaller.deviance - larger.deviance
+    coefficients = sum(variance for variance, _ in pairs)
+    return _test(max(chi2, 0.0), fixed, len(pairs), coefficients)
+
+
+def single_level_ratio(estimates: Estimates) -> LikelihoodRatio:
+    """Test a fit against the same fixed part without any random coefficient: ordinary least squares."""
+    stats, q = estimates.statistics, estimates.statistics.q
+    alone = Deviance(stats, estimates.design.spec.method).at(np.zeros((q, q)), slopes=False)
+    chi2 = max(alone.deviance - estimates.deviance, 0.0)
+    return _test(chi2, 0, estimates.covariance.n_parameters, q)
+
+
+def _test(chi2: float, fixed: int, pairs: int, coefficients: int) -> LikelihoodRatio:
+    df = fixed + pairs
+    plain = float(chdtrc(df, chi2))
+    if coefficients == 0:
+        return LikelihoodRatio(chi2, df, plain, None, float("nan"), None)
+    if coefficients > 1:
+        return LikelihoodRatio(
+            chi2,
+            df,
+            plain,
+            None,
+            float("nan"),
+            f"{coefficients} variances are tested at their boundary: the p value is conservative",
+        )
+    # one variance: in half of the samples the larger model ends on the boundary, which has one dimension less
+    low = df - 1
+    tail = 0.5 * (float(chdtrc(low, chi2)) if low else float(chi2 <= 0.0)) + 0.5 * plain
+    return LikelihoodRatio(chi2, df, plain, f"0.5 chi2({low}) + 0.5 chi2({df})", tail, None)
+
+
+def incomparable(smaller: Estimates, larger: Estimates) -> str | None:
+    """Why the deviances of two fits to the same data cannot be compared, or None."""
+    first, second = smaller.design.spec.method, larger.design.spec.method
+    if first != second:
+        return f"one model was fitted by {first}, the other by {second}: their deviances have nothing in common"
+    small, large = _columns(smaller), _columns(larger)
+    if first == "REML" and set(small) != set(large):
+        only = [name for key, name in (small | large).items() if (key in small) != (key in large)]
+        return (
+            f"REML deviances of different fixed parts ({', '.join(only)}) cannot be compared: each is the "
+            "likelihood of other contrasts of the outcome; fit both with method='ML'"
+        )
+    given = next((e for e in (smaller, larger) if e.status.label == "given"), None)
+    if given is not None:
+        return "the variance components of one model were given, not estimated: its deviance is no minimum"
+    return None
+
+
+def _added(smaller: Estimates, larger: Estimates) -> tuple[int | None, list[tuple[bool, str]] | None]:
+    """What the larger model has beside all of the smaller; None where it lacks some.
+
+    The number of fixed effects, and entries of T as (is a variance, name).
+    """
+    small, large = _columns(smaller).keys(), _columns(larger).keys()
+    fixed = len(large - small) if small <= large else None
+    inner, outer = _entries(smaller), _entries(larger)
+    if not inner.keys() <= outer.keys():
+        return fixed, None
+    return fixed, [outer[key] for key in outer.keys() - inner.keys()]
+
+
+Key = frozenset[tuple[str, str, str]]
+"""What a column is, whatever the order of its factors or the pivot."""
+
+
+def _key(column: Column) -> Key:
+    return frozenset((v.sql, v.origin if v.origin == "group_mean" else "value", v.centering) for v in column.variables)
+
+
+def _columns(estimates: Estimates) -> dict[Key, str]:
+    return {_key(c): c.name for c in estimates.design.fixed.columns}
+
+
+def _entries(estimates: Estimates) -> dict[frozenset[Key], tuple[bool, str]]:
+    columns = estimates.design.random
+    return {
+        frozenset((_key(columns[a]), _key(columns[b]))): (a == b, columns[a].name)
+        for a, b in estimates.covariance.entries
+    }
