@@ -160,30 +160,38 @@ def _cr2(stats: Statistics, L: Array, beta: Array, products: Array, whitener: Ar
         F = _coordinates(stats.ZtZ[:, :, part], stats.ZtXy[:, :, part], products[:, :, part])
         Z = F[:, :, :q] @ L
         X = F[:, :, q : q + p]
-        r, XW = F[:, :, q + p] - X @ beta, X @ whitener.T
+        r = F[:, :, q + p] - X @ beta
         # 2
         V = np.eye(F.shape[1]) + Z @ _transposed(Z)
         D = _transposed(np.asarray(np.linalg.cholesky(V), dtype=np.float64))
-        # V - XMX' = D'GD; zeros are judged in G, whose eigenvalues lie in [0, 1] however large T is
-        Y = np.asarray(np.linalg.solve(_transposed(D), XW), dtype=np.float64)
-        rest: Array = np.eye(F.shape[1]) - Y @ _transposed(Y)
-        g, vectors = np.linalg.eigh(rest)
-        kept = g > EMPTY
+        DX = np.asarray(np.linalg.solve(_transposed(D), X), dtype=np.float64)
         # D(V - XMX')D' = F F': singular values lose half the digits that eigenvalues would
-        root = D @ _transposed(D) @ (vectors * np.sqrt(np.where(kept, g, 0.0))[:, None, :])
-        left, s, _ = np.linalg.svd(root)
-        # the kept ones are the largest
-        rank = kept.sum(axis=1)[:, None]
-        used = np.arange(s.shape[1])[None, :] < rank
-        powers = np.where(used, 1.0 / np.where(used, s, 1.0), 0.0)
-        half = _transposed(np.asarray(left, dtype=np.float64)) @ D
-        A = _transposed(half) @ (powers[:, :, None] * half)
-        # 3. A is symmetric, so u = A V^-1 X
-        U = A @ np.linalg.solve(V, X)
+        root = _residual_root(DX @ whitener.T)
+        left, size, _ = np.linalg.svd(D @ _transposed(D) @ root)
+        kept = np.arange(len(D[0])) < np.any(root != 0.0, axis=1).sum(axis=1)[:, None]
+        powers = np.where(kept, 1.0 / np.where(kept, size, 1.0), 0.0)
+        # 3. A is symmetric, so u = A V^-1 X = D' (FF')^-1/2 D'^-1 X
+        U = _transposed(D) @ (left @ (powers[:, :, None] * (_transposed(left) @ DX)))
         scores[:, part] = whitener @ (r[:, None] @ U)[:, 0].T
         own[:, :, part] = np.moveaxis(_transposed(U) @ V @ U, 0, 2)
         pulled[:, :, part] = np.moveaxis(_transposed(X) @ U, 0, 2)
     return Robust(scores, whitener, own, pulled)
+
+
+def _residual_root(Y: Array) -> Array:
+    """(J, k, k) factor of I - Y_j Y_j', with a zero column for each effect that the group determines alone.
+
+    The eigenvalues lie in [0, 1]: zeros are judged here, where the size of T has no say.  Cholesky serves groups of
+    low leverage, nearly all.
+    """
+    G: Array = np.eye(Y.shape[1]) - Y @ _transposed(Y)
+    low = np.einsum("jkx,jkx->j", Y, Y) < 0.5
+    root = np.empty_like(G)
+    root[low] = np.linalg.cholesky(G[low])
+    if not low.all():
+        values, vectors = np.linalg.eigh(G[~low])
+        root[~low] = vectors * np.sqrt(np.where(values > EMPTY, values, 0.0))[:, None, :]
+    return root
 
 
 def _coordinates(ZtZ: Array, ZtXy: Array, products: Array) -> Array:

@@ -11,7 +11,8 @@ import numpy as np
 from mlsql._arrays import Array
 from mlsql.diagnostics.dispersion import dispersion
 from mlsql.diagnostics.group_ols import group_least_squares
-from mlsql.diagnostics.level2 import broken_rules, distances, outcome_spread
+from mlsql.diagnostics.level2 import distances, outcome_spread
+from mlsql.diagnostics.rules import broken_rules
 from mlsql.errors import DataError
 from mlsql.pipeline.dispersion import group_dispersion
 from mlsql.pipeline.influence import MOST_REFITS, changes_table, influence_table

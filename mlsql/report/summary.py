@@ -11,6 +11,7 @@ from mlsql._arrays import Array
 from mlsql.formula.describe import level_equations
 from mlsql.formula.terms import INTERCEPT
 from mlsql.inference.fixed_effects import fixed_effects
+from mlsql.inference.likelihood_ratio import single_level_ratio
 from mlsql.inference.reference import few_groups
 from mlsql.results.centering import centering_notes
 from mlsql.results.components import Homogeneity, component_errors, homogeneity_tests
@@ -174,13 +175,17 @@ def _statistics(estimates: Estimates) -> str:
     counted = estimates.n_covariance_parameters if reml else estimates.n_parameters
     kind = "restricted likelihood" if reml else "likelihood"
     which = "variances and covariances only, as REML compares them" if reml else "fixed effects, variances, covariances"
-    return "\n".join(
-        [
-            "Statistics of the model",
-            f"    Deviance = {estimates.deviance:.6f}   (-2 log {kind}, all constants)",
-            f"    Number of estimated parameters = {counted}   ({which})",
-        ]
-    )
+    lines = [
+        "Statistics of the model",
+        f"    Deviance = {estimates.deviance:.6f}   (-2 log {kind}, all constants)",
+        f"    Number of estimated parameters = {counted}   ({which})",
+    ]
+    if estimates.status is not Status.GIVEN:
+        found = single_level_ratio(estimates)
+        law = f"chi-square({found.df}), conservative" if found.mixture is None else found.mixture
+        p = found.p_value if found.mixture is None else found.mixture_p_value
+        lines.append(f"    Likelihood ratio against one level = {found.chi2:.3f}, {law}: p value {_p(p)}")
+    return "\n".join(lines)
 
 
 def _corr(T: np.ndarray, a: int, b: int) -> str:

@@ -9,21 +9,25 @@ from mlsql.results.estimates import Estimates
 from mlsql.results.measures import correlation
 from mlsql.status import Status
 
+LOW_RELIABILITY, HIGH_CORRELATION = 0.05, 0.9
+"""Raudenbush & Bryk (2002), chapters 5 and 9: where to constrain a random coefficient."""
+
 
 def advice(estimates: Estimates) -> tuple[str, ...]:
     """What a user should know before reading the numbers.
 
     1. The status, when it is not plain convergence.
     2. Which variances are zero and which correlations +-1.
-    3. Groups without a least-squares estimate, when they are not few.
-    4. Predictors that are never 0, where the intercept and its variance describe no observed group.
+    3. Reliabilities near zero and correlations near +-1, which ask for a simpler random part.
+    4. Groups without a least-squares estimate, when they are not few.
+    5. Predictors that are never 0, where the intercept and its variance describe no observed group.
     """
     found: list[str] = []
     # 1
     if estimates.status not in (Status.CONVERGED, Status.GIVEN):
         found.append(f"{estimates.status.label}: {estimates.status.value}")
     # 2
-    T, names = estimates.T, estimates.random_names
+    T, names, tests = estimates.T, estimates.random_names, homogeneity_tests(estimates)
     for a, name in enumerate(names):
         if T[a, a] == 0.0:
             found.append(f"the variance of {name} is zero")
@@ -31,13 +35,28 @@ def advice(estimates: Estimates) -> tuple[str, ...]:
             if abs(correlation(T, a, b)) > 1.0 - 1e-7:
                 found.append(f"the correlation of {names[b]} and {name} is {np.sign(T[a, b]):+.0f}")
     # 3
-    used, groups = homogeneity_tests(estimates)[0].groups, estimates.statistics.n_groups
+    for name, test in zip(names, tests, strict=True):
+        if test.reliability < LOW_RELIABILITY and T[names.index(name), names.index(name)] > 0:
+            found.append(
+                f"the reliability of {name} is {test.reliability:.3f}: its variance is hardly told from zero; consider "
+                "a coefficient that is fixed or varies nonrandomly"
+            )
+    for a, name in enumerate(names):
+        for b in range(a):
+            size = abs(correlation(T, a, b))
+            if HIGH_CORRELATION < size <= 1.0 - 1e-7:
+                found.append(
+                    f"the correlation of {names[b]} and {name} is {correlation(T, a, b):+.3f}: the two are hardly told "
+                    "apart; consider fixing one, or centring a predictor that is far from 0"
+                )
+    # 4
+    used, groups = tests[0].groups, estimates.statistics.n_groups
     if used < 0.9 * groups:
         found.append(
             f"only {used:,} of {groups:,} groups determine every random coefficient by their own data; "
             "chi-square tests and reliabilities speak for those"
         )
-    # 4
+    # 5
     never = _never_zero(estimates)
     if never and "(Intercept)" in (*estimates.fixed_names, *names):
         found.append(

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from scipy.special import chdtri
 
 import mlsql
-from mlsql.diagnostics.level2 import broken_rules, distances, outcome_spread
+from mlsql.diagnostics.level2 import distances, outcome_spread
+from mlsql.diagnostics.rules import broken_rules
 from mlsql.results.effects import group_effects, level2_design
 
 Array = NDArray[np.float64]

@@ -174,8 +174,9 @@ profile_exact <- function(m0, correlated, names, start) {
   for (k in 1:n) { g <- at(k); x0 <- top$par[k]; step <- max(abs(x0) * 0.2, 0.05)
     b <- x0; while (b > lo[k] && g(b) < 0) b <- max(b - step, lo[k]); low[k] <- if (g(b) < 0) lo[k] else uniroot(g, c(b, x0), tol = 1e-10)$root
     b <- x0; while (b < hi[k] && g(b) < 0) b <- min(b + step, hi[k]); up[k] <- if (g(b) < 0) hi[k] else uniroot(g, c(x0, b), tol = 1e-10)$root }
-  b <- fixef(m0); se <- sqrt(diag(as.matrix(vcov(m0)))); fl <- fu <- b
-  for (k in seq_along(b)) { g <- function(v) best(function(z) f(z, c(k, v)), top$par, lo, hi)$objective - cut
+  # standard deviations start above 0, where the deviance is level in them: a search from there does not see that they grow as b moves away
+  off <- top$par; off[1:q] <- pmax(off[1:q], 0.1 * sd(getME(m0, "y"))); b <- fixef(m0); se <- sqrt(diag(as.matrix(vcov(m0)))); fl <- fu <- b
+  for (k in seq_along(b)) { g <- function(v) best(function(z) f(z, c(k, v)), off, lo, hi)$objective - cut
     fl[k] <- uniroot(g, c(b[k] - 6 * se[k], b[k]), tol = 1e-10)$root; fu[k] <- uniroot(g, c(b[k], b[k] + 6 * se[k]), tol = 1e-10)$root }
   list(deviance = top$objective, parm = c(names, names(b)), estimate = c(top$par, unname(b)), lower = unname(c(low, fl)), upper = unname(c(up, fu)))
 }
