@@ -163,7 +163,7 @@ def make_reference(
                 "the residuals of so few groups determine no covariance matrix; use vcov='model' with "
                 "df='kenward_roger'"
             )
-        matrix = robust(stats, estimates.L, estimates.evaluation, products(), vcov)
+        matrix = robust(stats, estimates.L, estimates.evaluation, products(), vcov, with_df=chosen == "satterthwaite")
         covariance = matrix.covariance(transform)
     if chosen in COUNTED:
         return Reference(chosen, vcov, covariance, COUNTED[chosen](estimates), None, transform)

@@ -34,6 +34,9 @@ EMPTY = 1e-10
 fixed effect alone, and its residual there is zero."""
 
 
+MODERATE, LOW_LEVERAGE = 1e3, 0.5
+"""Up to a variance of this many sigma2 within a group, and this much leverage, ten digits of a root are left."""
+
 CHUNK = 8192
 """Groups taken at once: bounds the memory of the small matrices."""
 
@@ -49,7 +52,7 @@ class Robust:
     whitener : (p, p)
         whitener' whitener = M.
     own, pulled : (p, p, J)
-        u'Vu and X'u for u_j = A_j'V_j^-1 X_j.
+        u'Vu and u'X for u_j = A_j'V_j^-1 X_j; empty when no df were asked for.
     """
 
     scores: Array
@@ -103,10 +106,10 @@ class Robust:
         return r * (r + 1) / total
 
     def _own(self, a: Array, b: Array) -> Array:
-        return np.asarray(np.einsum("x,xyj,y->j", a, self.own, b, optimize=True))
+        return np.asarray(b @ np.tensordot(a, self.own, axes=(0, 0)))
 
     def _pull(self, c: Array) -> Array:
-        return np.asarray(self.whitener @ np.tensordot(self.pulled, c, axes=(1, 0)))
+        return np.asarray(self.whitener @ np.tensordot(c, self.pulled, axes=(0, 0)))
 
 
 def group_scores(stats: Statistics, evaluation: Evaluation, products: Array) -> Array:
@@ -120,7 +123,9 @@ def group_scores(stats: Statistics, evaluation: Evaluation, products: Array) -> 
     return np.asarray(scores)
 
 
-def robust(stats: Statistics, L: Array, evaluation: Evaluation, products: Array, kind: Vcov) -> Robust:
+def robust(
+    stats: Statistics, L: Array, evaluation: Evaluation, products: Array, kind: Vcov, *, with_df: bool = True
+) -> Robust:
     """Scores and what degrees of freedom need.
 
     Parameters
@@ -132,6 +137,8 @@ def robust(stats: Statistics, L: Array, evaluation: Evaluation, products: Array,
     products : (p+1, p+1, J)
         [X y]'W[X y] by group, internal columns.
     kind : {"CR0", "CR1", "CR2"}
+    with_df : bool
+        Prepare degrees of freedom too.
     """
     p, J = stats.p, stats.n_groups
     whitener = solve_triangular(evaluation.root, np.eye(p), lower=True)
@@ -139,6 +146,9 @@ def robust(stats: Statistics, L: Array, evaluation: Evaluation, products: Array,
         return _cr2(stats, L, evaluation.beta, products, whitener)
     inflation = J / (J - 1.0) if kind == "CR1" else 1.0
     scores = whitener @ group_scores(stats, evaluation, products)
+    if not with_df:
+        nothing = np.empty((p, p, 0))
+        return Robust(np.sqrt(inflation) * scores, whitener, nothing, nothing)
     S = products[:p, :p].copy()
     KB = batched.product(evaluation.K, stats.ZtXy[:, :p])
     for a in range(stats.q):
@@ -151,7 +161,7 @@ def _cr2(stats: Statistics, L: Array, beta: Array, products: Array, whitener: Ar
 
     1. Coordinates of Z, X and y in the basis.
     2. V and a root of it, V - XMX', and A by one symmetric eigendecomposition a group.
-    3. Scores, u'Vu and X'u.
+    3. Scores, u'Vu and u'X.
     """
     p, q, J = stats.p, stats.q, stats.n_groups
     own, pulled, scores = np.empty((p, p, J)), np.empty((p, p, J)), np.empty((p, J))
@@ -165,33 +175,45 @@ def _cr2(stats: Statistics, L: Array, beta: Array, products: Array, whitener: Ar
         V = np.eye(F.shape[1]) + Z @ _transposed(Z)
         D = _transposed(np.asarray(np.linalg.cholesky(V), dtype=np.float64))
         DX = np.asarray(np.linalg.solve(_transposed(D), X), dtype=np.float64)
-        # D(V - XMX')D' = F F': singular values lose half the digits that eigenvalues would
-        root = _residual_root(DX @ whitener.T)
-        left, size, _ = np.linalg.svd(D @ _transposed(D) @ root)
-        kept = np.arange(len(D[0])) < np.any(root != 0.0, axis=1).sum(axis=1)[:, None]
-        powers = np.where(kept, 1.0 / np.where(kept, size, 1.0), 0.0)
+        left, size = _root_spectrum(V, D, DX @ whitener.T)
+        powers = np.where(size > 0.0, 1.0 / np.where(size > 0.0, size, 1.0), 0.0)
         # 3. A is symmetric, so u = A V^-1 X = D' (FF')^-1/2 D'^-1 X
         U = _transposed(D) @ (left @ (powers[:, :, None] * (_transposed(left) @ DX)))
         scores[:, part] = whitener @ (r[:, None] @ U)[:, 0].T
         own[:, :, part] = np.moveaxis(_transposed(U) @ V @ U, 0, 2)
-        pulled[:, :, part] = np.moveaxis(_transposed(X) @ U, 0, 2)
+        pulled[:, :, part] = np.moveaxis(_transposed(U) @ X, 0, 2)
     return Robust(scores, whitener, own, pulled)
+
+
+def _root_spectrum(V: Array, D: Array, Y: Array) -> tuple[Array, Array]:
+    """Eigenvectors (J, k, k) of D(V - XMX')D' and the roots of its eigenvalues (J, k); zeros where it has none.
+
+    With D'D = V and Y = D'^-1 X M^1/2 it is D(V - D'YY'D)D'.  Its eigenvalues are those of the matrix itself where they
+    keep their digits.  Else they are the singular values of F = DD'C, CC' = I - YY', which lose half as many.
+    """
+    plain = (V.max(axis=(1, 2)) < MODERATE) & (np.einsum("jkx,jkx->j", Y, Y) < LOW_LEVERAGE)
+    vectors, size = np.empty_like(V), np.empty(V.shape[:2])
+    if plain.any():
+        E, moved = D[plain] @ _transposed(D[plain]), Y[plain]
+        DDY = E @ moved
+        values, vectors[plain] = np.linalg.eigh(E @ E - DDY @ _transposed(DDY))
+        size[plain] = np.sqrt(values)
+    if not plain.all():
+        rest = ~plain
+        C = _residual_root(Y[rest])
+        vectors[rest], found, _ = np.linalg.svd(D[rest] @ _transposed(D[rest]) @ C)
+        rank = np.any(C != 0.0, axis=1).sum(axis=1)
+        size[rest] = np.where(np.arange(found.shape[1]) < rank[:, None], found, 0.0)
+    return vectors, size
 
 
 def _residual_root(Y: Array) -> Array:
     """(J, k, k) factor of I - Y_j Y_j', with a zero column for each effect that the group determines alone.
 
-    The eigenvalues lie in [0, 1]: zeros are judged here, where the size of T has no say.  Cholesky serves groups of
-    low leverage, nearly all.
+    The eigenvalues lie in [0, 1]: zeros are judged here, where the size of T has no say.
     """
-    G: Array = np.eye(Y.shape[1]) - Y @ _transposed(Y)
-    low = np.einsum("jkx,jkx->j", Y, Y) < 0.5
-    root = np.empty_like(G)
-    root[low] = np.linalg.cholesky(G[low])
-    if not low.all():
-        values, vectors = np.linalg.eigh(G[~low])
-        root[~low] = vectors * np.sqrt(np.where(values > EMPTY, values, 0.0))[:, None, :]
-    return root
+    values, vectors = np.linalg.eigh(np.eye(Y.shape[1]) - Y @ _transposed(Y))
+    return np.asarray(vectors * np.sqrt(np.where(values > EMPTY, values, 0.0))[:, None, :])
 
 
 def _coordinates(ZtZ: Array, ZtXy: Array, products: Array) -> Array:

@@ -33,11 +33,12 @@ class Cross:
 
     def by_group(self, left: Pieces, right: Pieces) -> Array:
         """(J,) sum of w left right in each group."""
-        total: Array = np.zeros(self.moments.n_groups)
+        total: Array | None = None
         for s, a in left:
             for t, b in right:
-                total = total + np.multiply(a, b) * self.group(s, t)
-        return total
+                term = np.multiply(a, b) * self.group(s, t)
+                total = term if total is None else total + term
+        return np.zeros(self.moments.n_groups) if total is None else total
 
     def pooled(self, left: Pieces, right: Pieces) -> float:
         """Sum of w left right over all rows."""

@@ -152,7 +152,9 @@ def collinear_columns(design: Design, moments: Moments) -> tuple[Collinear, ...]
     kept: list[int] = []
     for f in range(p):
         if G[f, f] <= EMPTY * magnitude[f]:
-            found.append(Collinear(names[f], ()))
+            # nothing is left of it once its pivot is gone: it is constant
+            pivoted = design.has_intercept and set(design.fixed.columns[f].variables) & design.fixed.pivoted
+            found.append(Collinear(names[f], ("(Intercept)",) if pivoted else ()))
             continue
         scale = np.sqrt(np.diag(G)[kept])
         R = G[np.ix_(kept, kept)] / np.outer(scale, scale)

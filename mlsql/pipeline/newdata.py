@@ -39,7 +39,9 @@ def check_new_data(
     reserved = next((c for c in columns if _RESERVED.match(c)), None)
     if reserved is not None:
         raise DataError(f"the data have a column called {reserved!r}, a name that the scoring query uses; rename it")
-    read = [i for i in design.schema.inputs if i.role in ("key", "numeric", "factor")]
+    # a model made from another's moments shares its schema and may use less of it
+    used = {v.source for c in (*design.fixed.columns, *design.random) for v in c.variables}
+    read = [i for i in design.schema.inputs if i.role == "key" or (i.role in ("numeric", "factor") and i.sql in used)]
     rows = [i for i in read if i.table == "rows"]
     _check(rows, columns, inputs.tables.rows, engine)
     # 2, 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlglot import exp
 
-from mlsql.sql.scoring import ScoreQuery, added, is_known, only_when, population_part, random_part, with_rows
+from mlsql.sql.scoring import ScoreQuery, added, analysed, is_known, only_when, population_part, random_part, with_rows
 from mlsql.sql.syntax import as_double, number, scalar
 
 AUGMENT_COLUMNS = ("fitted", "fitted_population", "residual", "residual_population", "residual_standardized")
@@ -28,4 +28,4 @@ def augment_query(query: ScoreQuery) -> exp.Select:
         "residual_population": exp.Sub(this=outcome.copy(), expression=exp.paren(fixed.copy())),
         "residual_standardized": only_when(known, scaled),
     }
-    return with_rows(query, items)
+    return with_rows(query, {k: only_when(analysed(model.design), v) for k, v in items.items()})

@@ -19,7 +19,7 @@ from sqlglot import exp
 
 from mlsql.design.columns import Column, Variable
 from mlsql.design.design import Design
-from mlsql.sql.syntax import aliased, as_double, column, is_floating, name, number, scalar, shifted, times
+from mlsql.sql.syntax import aliased, as_double, column, is_floating, name, number, present, scalar, shifted, times
 
 Floats = tuple[float, ...]
 
@@ -143,7 +143,20 @@ def residual_query(query: ScoreQuery) -> exp.Select:
         "residual_ols": ols,
         "residual_standardized": only_when(known, scaled),
     }
-    return with_rows(query, items)
+    return with_rows(query, {k: only_when(analysed(model.design), v) for k, v in items.items()})
+
+
+def analysed(design: Design) -> exp.Expr | None:
+    """A condition that a row was in the analysis, where the model's own columns do not tell.
+
+    A model made from another's moments has that one's rows: those complete in columns that it does not use itself.
+    """
+    if design.survey is None:
+        return None
+    used = {v.source for c in (*design.fixed.columns, *design.random) for v in c.variables}
+    missing = [i for i in design.survey.incomplete_inputs("rows") if i.role in ("numeric", "factor")]
+    conditions = present([i for i in missing if i.sql not in used])
+    return exp.and_(*conditions) if conditions else None
 
 
 PREDICTION_COLUMNS = ("population", "population_std_error", "conditional", "conditional_std_error")
