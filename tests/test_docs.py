@@ -236,8 +236,8 @@ def test_methods_of_a_facet_are_on_the_page_of_facets(facet: str) -> None:
 
 
 def test_every_facet_of_a_fit_has_its_table() -> None:
-    properties = {n: p for n, p in inspect.getmembers(mlsql.Fit, lambda m: isinstance(m, property))}
-    own = {n for n, p in properties.items() if (ROOT / "mlsql" / "pipeline" / f"{n}.py").exists()}
+    properties = dict(inspect.getmembers(mlsql.Fit, lambda m: isinstance(m, property)))
+    own = {n for n in properties if (ROOT / "mlsql" / "pipeline" / f"{n}.py").exists()}
     assert own - {"products", "survey"} == set(FACETS)
 
 

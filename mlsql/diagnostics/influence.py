@@ -12,6 +12,9 @@ from mlsql.likelihood import batched
 from mlsql.results.estimates import Estimates
 from mlsql.results.information import observed_information
 
+ALONE = 1e-10
+"""Share of a fixed effect's information that must be left without a group, for estimates without it to exist."""
+
 CHUNK = 8192
 """Groups taken at once: bounds the memory of the small matrices."""
 
@@ -24,7 +27,8 @@ class Influence:
     ----------
     beta : (p, J)
     dfbetas : (p, J)
-        In standard errors of the estimates without the group.
+        In standard errors of the estimates without the group; nan, as all of a group's figures, where the group alone
+        determines an effect.
     cooks_distance : (J,)
         beta' Var(beta)^-1 beta / p.
     covariance_ratio : (J,)
@@ -69,11 +73,11 @@ def one_step_influence(estimates: Estimates, products: Array) -> Influence:
         R, S = found.group(products, part)
         own = _last_first(S)
         rest = found.whole - own
-        inverse = np.linalg.inv(rest[:, :p, :p])
+        inverse = _inverse(rest[:, :p, :p])
         without = np.einsum("jxy,jy->jx", inverse, rest[:, :p, p])
         beta[:, part] = without.T
         errors[:, part] = np.sqrt(np.einsum("fx,jxy,fy->fj", found.back, inverse, found.back, optimize=True))
-        ratio[part] = np.linalg.slogdet(np.eye(p) - own[:, :p, :p])[1]
+        ratio[part] = -_log_determinant(inverse)
         # 2
         contrast = np.column_stack([-without, np.ones(len(without))])
         r2 = np.einsum("jx,jxy,jy->j", contrast, rest, contrast, optimize=True)
@@ -174,3 +178,18 @@ def _component_changes(estimates: Estimates, gradient: Array, sigma2_slope: Arra
 
 def _last_first(M: Array) -> Array:
     return np.ascontiguousarray(np.moveaxis(M, 2, 0))
+
+
+def _inverse(M: Array) -> Array:
+    """Inverses; nan where a group alone determines an effect, so that nothing is left without it."""
+    alone = np.linalg.eigvalsh(M)[:, 0] < ALONE
+    inverse = np.linalg.inv(np.where(alone[:, None, None], np.eye(M.shape[1]), M))
+    inverse[alone] = np.nan
+    return np.asarray(inverse)
+
+
+def _log_determinant(M: Array) -> Array:
+    known = np.isfinite(M[:, 0, 0])
+    found = np.full(len(M), np.nan)
+    found[known] = np.linalg.slogdet(M[known])[1]
+    return found

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -29,11 +30,27 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True, slots=True)
 class Executed:
-    """A statement that ran: its step, seconds, rows of the answer."""
+    """A statement that ran: its step and text, seconds, rows of the answer."""
 
     step: str
+    sql: str
     seconds: float
     rows: int
+
+
+Listener = Callable[[Executed], None]
+
+_listener: ContextVar[Listener | None] = ContextVar("mlsql_listener", default=None)
+
+
+@contextmanager
+def traced(listener: Listener) -> Iterator[None]:
+    """Tell a listener of every statement that runs within."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
 
 
 @dataclass(slots=True)
@@ -70,7 +87,7 @@ class DuckDBEngine:
         started = time.perf_counter()
         with self._guarded(step.name, step.sql), self._watched(step.name):
             answer = self.run(step.sql).to_arrow_table()
-        self.log.append(Executed(step.name, time.perf_counter() - started, answer.num_rows))
+        self._ran(step, started, answer.num_rows)
         return answer
 
     def create_table(self, table: exp.Table, step: Step, *, replace: bool) -> None:
@@ -98,7 +115,14 @@ class DuckDBEngine:
             answer = self.run(step.sql)
             if answer is not None:
                 answer.fetchall()
-        self.log.append(Executed(step.name, time.perf_counter() - started, 0))
+        self._ran(step, started, 0)
+
+    def _ran(self, step: Step, started: float, rows: int) -> None:
+        done = Executed(step.name, step.sql, time.perf_counter() - started, rows)
+        self.log.append(done)
+        listener = _listener.get()
+        if listener is not None:
+            listener(done)
 
     @contextmanager
     def registered(self, label: str, table: pa.Table) -> Iterator[None]:

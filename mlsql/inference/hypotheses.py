@@ -214,4 +214,5 @@ def _unknown(rest: str, whole: str, names: Sequence[str]) -> FitError:
     word = re.split(r"\s*[-+=,*]\s*|\s", rest.strip(), maxsplit=1)[0] or rest.strip()
     near = difflib.get_close_matches(word, names, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"fixed effects are {', '.join(names)}"
-    return FitError(f"{whole.strip()!r}: {word!r} is not a fixed effect of this fit; {hint}")
+    where = "" if whole.strip() == word else f"{whole.strip()!r}: "
+    return FitError(f"{where}{word!r} is not a fixed effect of this fit; {hint}")

@@ -11,7 +11,8 @@ from mlsql.design.columns import Column
 from mlsql.errors import FitError
 from mlsql.likelihood.gaussian import Deviance
 from mlsql.results.estimates import Estimates
-from mlsql.results.same_data import same_rows
+from mlsql.results.same_data import same_grouping, same_groups, same_rows
+from mlsql.status import Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +54,22 @@ def likelihood_ratio(smaller: Estimates, larger: Estimates) -> LikelihoodRatio:
         parts; a model whose variance components were given.
     """
     same_rows(smaller, larger)
+    if not same_grouping(smaller, larger):
+        raise FitError(
+            f"the models are not nested: one has random effects of {smaller.design.spec.group}, the other of "
+            f"{larger.design.spec.group}; compare them by AIC or BIC"
+        )
+    same_groups(larger, smaller)
     reason = incomparable(smaller, larger)
     if reason is not None:
         raise FitError(reason)
     fixed, pairs = _added(smaller, larger)
     if fixed is None or pairs is None:
+        if None not in _added(larger, smaller):
+            raise FitError("the model given as the smaller one is the larger; turn the two around")
         raise FitError(
-            f"the models are not nested: {smaller.design.spec.formula} has terms that {larger.design.spec.formula} "
-            "lacks; compare them by AIC or BIC, or fit one that contains both"
+            f"the models are not nested: each has a term that the other lacks ({_lacking(smaller, larger)} against "
+            f"{_lacking(larger, smaller)}); compare them by AIC or BIC, or fit one that contains both"
         )
     if not fixed and not pairs:
         raise FitError("the two models have the same parameters; there is nothing to test")
@@ -71,6 +80,8 @@ def likelihood_ratio(smaller: Estimates, larger: Estimates) -> LikelihoodRatio:
 
 def single_level_ratio(estimates: Estimates) -> LikelihoodRatio:
     """Test a fit against the same fixed part without any random coefficient: ordinary least squares."""
+    if estimates.status is Status.GIVEN:
+        raise FitError("the variance components were given, not estimated: the deviance is no minimum to test against")
     stats, q = estimates.statistics, estimates.statistics.q
     alone = Deviance(stats, estimates.design.spec.method).at(np.zeros((q, q)), slopes=False)
     chi2 = max(alone.deviance - estimates.deviance, 0.0)
@@ -109,8 +120,7 @@ def incomparable(smaller: Estimates, larger: Estimates) -> str | None:
             f"REML deviances of different fixed parts ({', '.join(only)}) cannot be compared: each is the "
             "likelihood of other contrasts of the outcome; fit both with method='ML'"
         )
-    given = next((e for e in (smaller, larger) if e.status.label == "given"), None)
-    if given is not None:
+    if Status.GIVEN in (smaller.status, larger.status):
         return "the variance components of one model were given, not estimated: its deviance is no minimum"
     return None
 
@@ -126,6 +136,14 @@ def _added(smaller: Estimates, larger: Estimates) -> tuple[int | None, list[tupl
     if not inner.keys() <= outer.keys():
         return fixed, None
     return fixed, [outer[key] for key in outer.keys() - inner.keys()]
+
+
+def _lacking(smaller: Estimates, larger: Estimates) -> str:
+    """What the smaller model has and the larger lacks."""
+    small, large = _columns(smaller), _columns(larger)
+    fixed = [name for key, name in small.items() if key not in large]
+    inner, outer = _entries(smaller), _entries(larger)
+    return ", ".join([*fixed, *(f"random {name}" for key, (_, name) in inner.items() if key not in outer)])
 
 
 Key = frozenset[tuple[str, str, str]]

@@ -85,8 +85,14 @@ def _interval(estimates: Estimates, component: Component, z: float) -> Component
     value = correlation(estimates.T, a, b)
     if not np.isfinite(value):
         return ComponentInterval(component, value, float("nan"), float("nan"))
-    low = upper_end(rise, value, -0.5 * (1.0 + value), -1.0, z) if value > -1.0 else -1.0
-    high = upper_end(rise, value, 0.5 * (1.0 - value), 1.0, z) if value < 1.0 else 1.0
+    # where one of the two does not vary any correlation holds: no rise exceeds that of the cheaper of these
+    bound = min(_Profile(estimates, Component(k, k)).deviance(0.0) for k in (a, b)) - bottom
+
+    def bounded(value: float) -> float:
+        return min(rise(value), bound)
+
+    low = upper_end(bounded, value, -0.5 * (1.0 + value), -1.0, z) if value > -1.0 else -1.0
+    high = upper_end(bounded, value, 0.5 * (1.0 - value), 1.0, z) if value < 1.0 else 1.0
     return ComponentInterval(component, value, low, high)
 
 

@@ -199,13 +199,15 @@ def check_names(df: object, vcov: object) -> None:
         raise FitError(f"vcov is {vcov!r}; it is one of {', '.join(get_args(Vcov))}")
 
 
-def caution(reference: Reference, n_groups: int, df: Array) -> str | None:
+def caution(reference: Reference, estimates: Estimates, df: Array) -> str | None:
     """What to know before using the p values, or None."""
-    few = few_groups(reference.vcov, n_groups)
+    few = few_groups(reference.vcov, estimates.statistics.n_groups)
     if few is not None:
         return few
     if reference.df_method in ("satterthwaite", "kenward_roger") and np.any(df < UNRELIABLE):
         return f"p values with fewer than {UNRELIABLE:g} df are not reliable: too few groups determine the estimate"
+    if estimates.singular and isinstance(reference.per_contrast, Satterthwaite):
+        return "T is on its boundary and df take it to stay there, which makes them large; see df='kenward_roger'"
     return None
 
 

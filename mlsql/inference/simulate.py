@@ -57,7 +57,7 @@ class Simulator:
         # 1. errors
         Ze = s * batched.product(self.C, a)
         Xe = s * (np.einsum("apj,aj->p", self.H, a) + self.Q_root @ b)
-        ee = s * s * (float(np.sum(a * a)) + float(b @ b) + float(rng.chisquare(self.n_residual)))
+        ee = s * s * (float(np.sum(a * a)) + float(b @ b) + self._chi_square(rng))
         # 2. moments with the outcome
         Au = batched.product(stats.ZtZ, u)
         Bu = np.einsum("apj,aj->p", stats.ZtXy[:, :p], u)
@@ -69,6 +69,9 @@ class Simulator:
         cross = float(np.sum(u * Au)) + 2.0 * float(np.sum(u * Ze)) + 2.0 * float(self.beta @ (Bu + Xe))
         XytXy[p, p] = float(self.beta @ Xb) + ee + cross
         return replace(stats, ZtXy=ZtXy, XytXy=XytXy)
+
+    def _chi_square(self, rng: np.random.Generator) -> float:
+        return float(rng.chisquare(self.n_residual)) if self.n_residual else 0.0
 
 
 def make_simulator(stats: Statistics, L: Array, beta: Array, sigma2: float) -> Simulator:

@@ -15,7 +15,7 @@ from mlsql.pipeline.fit import fit
 from mlsql.pipeline.fitted import Fit
 from mlsql.pipeline.prepare import make_spec
 from mlsql.pipeline.submodels import submodel
-from mlsql.report.comparison import comparison_table
+from mlsql.report.comparison import comparison_table, comparison_text
 from mlsql.results.submodel import submodel_name
 
 if TYPE_CHECKING:
@@ -40,9 +40,9 @@ def compare(*fits: Fit, names: Sequence[str] | None = None) -> pl.DataFrame:
     Returns
     -------
     polars.DataFrame
-        model, formula, method, n_parameters, deviance, aic, bic, sigma2, intercept_variance, against, chi2, df,
-        p_value, mixture and mixture_p_value (one variance at its boundary), explained_level1, explained_intercept
-        (proportions of the baseline's variances; null where those are of other quantities), baseline, note.
+        model, n_parameters, deviance, aic, bic, against, chi2, df, p_value, mixture and mixture_p_value (one variance
+        at its boundary), sigma2, intercept_variance, explained_level1, explained_intercept (proportions of the
+        baseline's variances; null where those are of other quantities), baseline, method, formula, note.
 
     Raises
     ------
@@ -63,14 +63,22 @@ def compare(*fits: Fit, names: Sequence[str] | None = None) -> pl.DataFrame:
     for item in fits:
         if not isinstance(item, Fit):
             raise FitError(f"compare takes fits, not a {type(item).__name__}; call mlsql.fit first")
-    labels = [str(i + 1) for i in range(len(fits))] if names is None else [str(n) for n in names]
-    if len(labels) != len(fits):
-        raise FitError(f"there are {len(labels)} names for {len(fits)} fits")
+    labels = _labels(names, len(fits))
     models = [(label, item.estimates) for label, item in zip(labels, fits, strict=True)]
     return comparison_table(models, [None, *range(len(fits) - 1)], [0] * len(fits))
 
 
-@dataclass(frozen=True, slots=True)
+def _labels(names: Sequence[str] | None, count: int) -> list[str]:
+    if names is None:
+        return [str(i + 1) for i in range(count)]
+    if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names):
+        raise FitError(f"names is {names!r}; it is a list of texts, one for each fit")
+    if len(names) != count or len(set(names)) != count:
+        raise FitError(f"there are {len(set(names))} different names for {count} fits; give each its own")
+    return list(names)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class StepUp:
     """The models of a step-up sequence.
 
@@ -87,7 +95,10 @@ class StepUp:
     table: pl.DataFrame
 
     def __str__(self) -> str:
-        return str(self.table)
+        return comparison_text(self.table)
+
+    def __repr__(self) -> str:
+        return f"<mlsql.StepUp {', '.join(self.fits)}>"
 
 
 def step_up(
@@ -104,7 +115,8 @@ def step_up(
 
     1. One-way ANOVA with random effects.
     2. Means as outcomes: the level-2 predictors of the intercept.
-    3. One-way ANCOVA with random effects: the level-1 predictors, grand-mean centred, slopes fixed.
+    3. One-way ANCOVA with random effects: the level-1 predictors, slopes fixed; grand-mean centred where the final
+       model centres within groups.
     4. Random coefficients: the level-1 predictors as in the final model, with its random part.
     5. Nonrandomly varying slopes: the final fixed part, the intercept alone random.
     6. The final model: intercepts and slopes as outcomes.
@@ -199,12 +211,12 @@ def _level2_atoms(spec: ModelSpec, design: Design) -> set[Atom]:
 
 
 def _grand(term: Term, design: Design) -> Term:
-    """The term with its numbers centred at their grand means; factors as they are."""
-    return Term(
-        tuple(
-            a if design.schema.find(a).role == "factor" else replace(
-                a.plain(), name=f"grand_center({design.schema.find(a).name})", centering="grand"
-            )
-            for a in term.atoms
-        )
-    )  # fmt: skip
+    """The term with group-centred predictors centred at their grand means instead; other centring is kept."""
+
+    def moved(atom: Atom) -> Atom:
+        if atom.centering != "group":
+            return atom
+        name = f"grand_center({design.schema.find(atom).name})"
+        return replace(atom.plain(), name=name, centering="grand")
+
+    return Term(tuple(moved(a) for a in term.atoms))

@@ -160,7 +160,11 @@ class Contrasts:
         design = self._estimates.design
         columns = design.fixed.columns
         orders = [c.variables.count(other) for c in columns if variable in c.variables]
-        if variable == other or max(orders) == 0:
+        if variable == other:
+            raise FitError(f"{predictor} is both predictor and moderator; a slope is moderated by another variable")
+        if moderator in (at or {}):
+            raise FitError(f"at gives {moderator} too, whose values johnson_neyman looks for; leave it out of at")
+        if max(orders) == 0:
             raise FitError(
                 f"the slope of {predictor} does not depend on {moderator}: there is no fixed effect of their product; "
                 f"add {predictor}:{moderator} to the formula"

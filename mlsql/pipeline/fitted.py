@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlsql._arrays import Array
-from mlsql._typing import Unseen
+from mlsql._typing import DfMethod, Unseen, Vcov
 from mlsql.errors import FitError
 from mlsql.formula.describe import level_equations
 from mlsql.formula.spec import ModelSpec
@@ -213,9 +213,16 @@ class Fit(Inferring, Interop):
         """The model level by level and in mixed form."""
         return level_equations(self.spec, self.estimates.design.level2_names)
 
-    def summary(self) -> str:
-        """The whole report, in the layout HLM users know."""
-        return summary(self.estimates, self.inputs.rows.label, self.warnings, self.dropped, self.robust_or_reason())
+    def summary(self, df: DfMethod | None = None, vcov: Vcov = "model") -> str:
+        """The whole report, in the layout HLM users know; `df` and `vcov` are those of `inference`."""
+        return summary(
+            self.estimates,
+            self.inputs.rows.label,
+            self.warnings,
+            self.dropped,
+            self.reference(df, vcov),
+            self.robust_or_reason(),
+        )
 
     def __str__(self) -> str:
         return self.summary()

@@ -159,8 +159,8 @@ class Inferring:
         Returns
         -------
         polars.DataFrame
-            effect (fixed, variance; correlation, for profile and bootstrap), term, estimate, conf_low, conf_high, and
-            for profile the likelihood.  Variances are on the variance scale.
+            effect (fixed, variance, covariance; correlation in its place for profile and bootstrap), term, estimate,
+            conf_low, conf_high, and for profile the likelihood.  Variances are on the variance scale.
 
         Raises
         ------

@@ -31,14 +31,17 @@ def influence_table(products: Products, exact: bool, most: int) -> pl.DataFrame:
 
     estimates = products.estimates
     found = _influence(products, exact, most)
-    largest = np.argmax(np.abs(found.dfbetas), axis=0)
+    largest = np.argmax(np.nan_to_num(np.abs(found.dfbetas), nan=-1.0), axis=0)
+    known = np.isfinite(found.cooks_distance)
     J = np.arange(estimates.statistics.n_groups)
     frame = _keys(estimates).with_columns(
         pl.Series("n", estimates.moments.n),
         pl.Series("cooks_distance", found.cooks_distance),
         pl.Series("covariance_ratio", found.covariance_ratio),
         pl.Series("largest_dfbetas", found.dfbetas[largest, J]),
-        pl.Series("largest_term", [estimates.fixed_names[f] for f in largest]),
+        pl.Series(
+            "largest_term", [estimates.fixed_names[f] if k else None for f, k in zip(largest, known, strict=True)]
+        ),
         pl.Series("cooks_distance_components", found.cooks_distance_components),
     )
     return frame.with_columns(pl.selectors.float().fill_nan(None))

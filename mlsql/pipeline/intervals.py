@@ -32,7 +32,7 @@ def confidence_intervals(
     check_level(level)
     given = {"df": df, "vcov": vcov, "replicates": replicates, "seed": seed}
     used = {"wald": ("df", "vcov"), "profile": (), "bootstrap": ("replicates", "seed")}
-    if method not in used:
+    if not isinstance(method, str) or method not in used:
         raise FitError(f"method is {method!r}; it is 'wald', 'profile' or 'bootstrap'")
     idle = next((name for name, value in given.items() if value is not None and name not in used[method]), None)
     if idle is not None:

@@ -14,7 +14,7 @@ from mlsql.results.estimates import Estimates
 from mlsql.sql.moments import completion_step
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Products:
     """What the likelihood does not need but robust errors, influence and comparators do.
 
@@ -31,6 +31,9 @@ class Products:
     inputs: Inputs
     _complete: tuple[Design, Moments] | None = field(default=None, repr=False)
     _by_group: Array | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        return f"<mlsql.Products of {self.estimates.design.spec.formula}>"
 
     def complete(self) -> tuple[Design, Moments]:
         """Design and moments with all products by group.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from mlsql.inference.fixed_effects import check_level
 from mlsql.inference.resampling import (
     Replicates,
     basic_interval,
+    check_seed,
     cluster_bootstrap,
     jackknife,
     jackknife_error,
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 Interval = Literal["percentile", "basic"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Bootstrap:
     """Replicates of a fit.
 
@@ -42,6 +44,9 @@ class Bootstrap:
 
     estimates: Estimates
     found: Replicates
+
+    def __repr__(self) -> str:
+        return f"<mlsql.Bootstrap {len(self.found.sigma2):,} replicates of {self.estimates.design.spec.formula}>"
 
     def table(self, level: float = 0.95, interval: Interval = "percentile") -> pl.DataFrame:
         """Bias, standard error and interval of every parameter.
@@ -157,10 +162,13 @@ class Resampling:
         """
         check_level(level)
         J = self._estimates.statistics.n_groups
+        if J < 3:
+            raise FitError(f"the jackknife needs at least 3 groups and there are {J}: without one, T has no estimate")
+        check_seed(seed)
         chosen = min(J, 200) if blocks is None else blocks
-        if not (isinstance(chosen, int) and 2 <= chosen <= J):
+        if not (isinstance(chosen, Integral) and 2 <= int(chosen) <= J):
             raise FitError(f"blocks is {blocks!r}; it lies between 2 and the number of groups, {J:,}")
-        found = jackknife(self._estimates, self.products.by_group(), chosen, seed)
+        found = jackknife(self._estimates, self.products.by_group(), int(chosen), seed)
         z = normal_quantile(level)
 
         def ends(estimate: float, values: np.ndarray) -> tuple[float, float]:

@@ -10,9 +10,10 @@ import numpy as np
 from mlsql.diagnostics.explained import raudenbush_bryk
 from mlsql.errors import FitError
 from mlsql.inference.likelihood_ratio import LikelihoodRatio, likelihood_ratio
+from mlsql.report.text import frame_text
 from mlsql.results.estimates import Estimates
 from mlsql.results.measures import aic, bic
-from mlsql.results.same_data import same_rows
+from mlsql.results.same_data import same_grouping, same_groups, same_rows
 
 if TYPE_CHECKING:
     import polars as pl
@@ -33,13 +34,32 @@ def comparison_table(
     """
     import polars as pl
 
+    first = models[0][1]
     for _, estimates in models[1:]:
-        same_rows(models[0][1], estimates)
+        same_rows(first, estimates)
+        if same_grouping(first, estimates):
+            same_groups(estimates, first)
     rows = [_row(models, i, against[i], baselines[i]) for i in range(len(models))]
     numbers = ("chi2", "p_value", "mixture_p_value", "explained_level1", "explained_intercept")
     texts = ("against", "mixture", "baseline", "note")
     types = dict.fromkeys(numbers, pl.Float64) | dict.fromkeys(texts, pl.String) | {"df": pl.Int64}
-    return pl.DataFrame(rows, schema_overrides=types).with_columns(pl.selectors.float().fill_nan(None))
+    return pl.DataFrame(rows, schema_overrides=types).with_columns(pl.selectors.float().fill_nan(None)).select(COLUMNS)
+
+
+COLUMNS = (
+    *("model", "n_parameters", "deviance", "aic", "bic", "against", "chi2", "df", "p_value", "mixture"),
+    *("mixture_p_value", "sigma2", "intercept_variance", "explained_level1", "explained_intercept", "baseline"),
+    *("method", "formula", "note"),
+)
+
+
+def comparison_text(table: pl.DataFrame) -> str:
+    """A comparison for reading: the numbers, then the formulas, then the notes."""
+    shown = ["model", "n_parameters", "deviance", "aic", "bic", "against", "chi2", "df", "p_value"]
+    lines = [frame_text(table.select(*shown, "explained_level1", "explained_intercept")), ""]
+    lines += [f"{name}: {formula}" for name, formula in table.select("model", "formula").iter_rows()]
+    notes = [(name, note) for name, note in table.select("model", "note").iter_rows() if note is not None]
+    return "\n".join([*lines, *([""] if notes else []), *(f"{name}: {note}" for name, note in notes)])
 
 
 def _row(models: Sequence[tuple[str, Estimates]], i: int, other: int | None, base: int | None) -> dict[str, Any]:
@@ -58,12 +78,14 @@ def _row(models: Sequence[tuple[str, Estimates]], i: int, other: int | None, bas
     row |= {"against": None if other is None else models[other][0]} | _tested(models, i, other)
     note = row.pop("note")
     explained: dict[str, Any] = {"explained_level1": None, "explained_intercept": None, "baseline": None}
-    if base is not None and base != i:
+    if base is not None and base != i and same_grouping(estimates, models[base][1]):
         found = raudenbush_bryk(estimates, models[base][1])
         explained["baseline"] = models[base][0]
         explained["explained_level1"] = found[0].proportion
         intercept = [x.proportion for x in found if x.term == "(Intercept)"]
         explained["explained_intercept"] = intercept[0] if intercept else None
+        reason = next((x.note for x in found if x.term == "(Intercept)" and x.note is not None), None)
+        note = "; ".join(n for n in (note, reason and f"intercept variance not compared: {reason}") if n) or None
     return row | explained | {"note": note}
 
 

@@ -33,7 +33,7 @@ def inference_table(estimates: Estimates, reference: Reference, level: float = 0
         | {
             "centering": centering_notes(estimates),
             "note": pl.Series(
-                [caution(reference, estimates.statistics.n_groups, found.df[i : i + 1]) for i in range(len(found.df))],
+                [caution(reference, estimates, found.df[i : i + 1]) for i in range(len(found.df))],
                 dtype=pl.String,
             ),
         }
@@ -80,7 +80,7 @@ def test_table(estimates: Estimates, reference: Reference, hypothesis: Hypothesi
     import polars as pl
 
     found = wald_test(estimates.beta, reference, hypothesis)
-    note = caution(reference, estimates.statistics.n_groups, np.array([found.df2]))
+    note = caution(reference, estimates, np.array([found.df2]))
     return pl.DataFrame(
         {
             "hypothesis": ["; ".join(hypothesis.labels)],

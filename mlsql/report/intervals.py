@@ -113,7 +113,7 @@ def _note(estimates: Estimates, replicates: Replicates) -> str | None:
     if unconverged:
         found.append(f"{unconverged:,} did not converge")
     if replicates.failed:
-        found.append(f"{replicates.failed:,} further replicates do not identify the fixed effects and are left out")
+        found.append(f"replicates left out because they do not identify the fixed effects: {replicates.failed:,}")
     return "; ".join(found) or None
 
 

@@ -12,7 +12,7 @@ from mlsql.formula.describe import level_equations
 from mlsql.formula.terms import INTERCEPT
 from mlsql.inference.fixed_effects import fixed_effects
 from mlsql.inference.likelihood_ratio import single_level_ratio
-from mlsql.inference.reference import few_groups
+from mlsql.inference.reference import Reference, few_groups
 from mlsql.results.centering import centering_notes
 from mlsql.results.components import Homogeneity, component_errors, homogeneity_tests
 from mlsql.results.estimates import Estimates
@@ -22,7 +22,12 @@ from mlsql.status import Status
 
 
 def summary(
-    estimates: Estimates, source: str, warnings: Sequence[str], dropped: Sequence[str], robust_covariance: Array | str
+    estimates: Estimates,
+    source: str,
+    warnings: Sequence[str],
+    dropped: Sequence[str],
+    reference: Reference,
+    robust_covariance: Array | str,
 ) -> str:
     """The whole report.
 
@@ -33,6 +38,8 @@ def summary(
         What the data were.
     warnings, dropped : sequence of str
         Warnings of the fit; how many rows each column's missing values cost.
+    reference : Reference
+        Behind the tests of the fixed effects.
     robust_covariance : (p, p), or text
         CR0, for the robust standard errors beside the model's; or why there is none.
     """
@@ -42,7 +49,7 @@ def summary(
         *(["\n".join(["Rows left out", *(f"    {d}" for d in dropped)])] if dropped else []),
         level_equations(estimates.design.spec, estimates.design.level2_names),
         _variances(estimates, tests),
-        _fixed(estimates, robust_covariance),
+        _fixed(estimates, reference, robust_covariance),
         _components(estimates, tests),
         _statistics(estimates),
         *(["\n".join(["Notes", *(f"    {w}" for w in warnings)])] if warnings else []),
@@ -97,9 +104,9 @@ def _variances(estimates: Estimates, tests: Sequence[Homogeneity]) -> str:
     return "\n".join(lines)
 
 
-def _fixed(estimates: Estimates, robust_covariance: Array | str) -> str:
-    found, notes = fixed_effects(estimates), centering_notes(estimates)
-    known = not isinstance(robust_covariance, str)
+def _fixed(estimates: Estimates, reference: Reference, robust_covariance: Array | str) -> str:
+    found, notes = fixed_effects(estimates, reference=reference), centering_notes(estimates)
+    known, model = not isinstance(robust_covariance, str), np.sqrt(np.diag(estimates.vcov))
     robust = np.sqrt(np.maximum(np.diag(robust_covariance), 0.0)) if known else np.full(len(notes), np.nan)
     header = ["Fixed effect", "Coefficient", "Std. error", "t ratio", "d.f.", "p value", "Robust s.e.", "Ratio"]
     header.append("Centring")
@@ -122,20 +129,39 @@ def _fixed(estimates: Estimates, robust_covariance: Array | str) -> str:
                     _number(found.estimate[f]),
                     _number(found.std_error[f]),
                     f"{found.statistic[f]:.3f}",
-                    f"{found.df[f]:.0f}",
+                    _df(found.df[f]),
                     _p(found.p_value[f]),
                     _number(robust[f]),
-                    _fixed_point(robust[f] / found.std_error[f], 2),
+                    _fixed_point(robust[f] / model[f], 2),
                     notes[f],
                 ]
             )
     lines = ["Fixed effects", *_table(header, rows)]
-    lines.append("    d.f. by HLM's rule; robust standard errors are CR0, Ratio is robust to model-based.")
+    errors = "" if reference.vcov == "model" else f"standard errors {reference.vcov}, "
+    rule = DF_RULES[reference.df_method]
+    lines.append(f"    {errors}d.f. {rule}; robust standard errors are CR0, Ratio is robust to model-based.")
     if isinstance(robust_covariance, str):
         lines.append(f"    {robust_covariance}")
     elif (few := few_groups("CR0", estimates.statistics.n_groups)) is not None:
         lines.append(f"    {few}.")
     return "\n".join(lines)
+
+
+DF_RULES = {
+    "hlm": "by HLM's rule",
+    "between_within": "between and within groups",
+    "residual": "residual",
+    "satterthwaite": "by Satterthwaite",
+    "kenward_roger": "by Kenward and Roger, with their standard errors",
+    "normal": "infinite (normal)",
+}
+
+
+def _df(value: float) -> str:
+    """Whole numbers as such, others to a tenth."""
+    if not np.isfinite(value):
+        return "inf"
+    return f"{value:.0f}" if abs(value - round(value)) < 1e-6 else f"{value:.1f}"
 
 
 def _own(estimates: Estimates, f: int) -> str:

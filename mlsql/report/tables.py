@@ -229,5 +229,6 @@ def confidence_table(estimates: Estimates, reference: Reference, level: float) -
     fixed = inference_table(estimates, reference, level).with_columns(pl.lit("fixed").alias("effect")).select(columns)
     components = variance_components_table(estimates, level)
     name = pl.concat_str(["group", "term1", "term2"], separator=": ", ignore_nulls=True)
-    variance = components.with_columns(pl.lit("variance").alias("effect"), name.alias("term")).select(columns)
+    effect = pl.when(pl.col("term2").is_null()).then(pl.lit("variance")).otherwise(pl.lit("covariance")).alias("effect")
+    variance = components.with_columns(effect, name.alias("term")).select(columns)
     return pl.concat([fixed, variance])

@@ -40,6 +40,12 @@ def same_rows(first: Estimates, second: Estimates) -> None:
         )
 
 
+def same_grouping(first: Estimates, second: Estimates) -> bool:
+    """True when both have random effects of the same key columns."""
+    keys = [[k.sql for k in e.design.keys] for e in (first, second)]
+    return keys[0] == keys[1]
+
+
 def same_groups(estimates: Estimates, baseline: Estimates) -> None:
     """Refuse a baseline of other rows, another outcome or other weights.
 

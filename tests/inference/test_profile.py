@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 import mlsql
+from mlsql.inference.profile_components import profile_components
 from mlsql.inference.roots import upper_end
 
 Array = NDArray[np.float64]
@@ -262,7 +263,6 @@ def test_a_correlation_at_the_boundary() -> None:
     assert 0.2 < row["conf_low"] < 0.9
 
 
-@pytest.mark.xfail(strict=True, reason="the search stops short of a standard deviation of 0")
 def test_a_correlation_that_the_data_hardly_know() -> None:
     """Without random slopes the deviance rises by 3.75 only: then every correlation is within the interval."""
     data = correlated(8, 0.6)
@@ -369,8 +369,15 @@ def test_other_units_and_origins(rows: Callable[..., pl.DataFrame]) -> None:
     ):
         low, high = sorted(unit * end for end in theirs[key])
         assert close(ours[key], (low, high), 2 * EXACT), key
-    # units alone leave the correlation and scale the intercept's deviation
-    scaled = limits(mlsql.fit(formula, data.with_columns(pl.col("x") / 7, pl.col("y") * 5)).confint(method="profile"))
-    assert close(scaled["correlation", "g: (Intercept): x"], theirs["correlation", "g: (Intercept): x"], 2 * EXACT)
-    low, high = theirs["variance", "g: (Intercept)"]
-    assert close(scaled["variance", "g: (Intercept)"], (5 * low, 5 * high), 2 * EXACT)
+
+
+def test_units_leave_correlations_alone(rows: Callable[..., pl.DataFrame]) -> None:
+    data = rows()
+    tables = []
+    for x, y in ((1.0, 1.0), (1 / 7, 5.0)):
+        fit = mlsql.fit("y ~ w + x + (x | g)", data.with_columns(pl.col("x") * x, pl.col("y") * y))
+        found = profile_components(fit.estimates)
+        assert [(c.component.a, c.component.b) for c in found] == [(0, 0), (1, 1), (1, 0), (None, None)]
+        tables.append([(c.low, c.high) for c in found])
+    for ours, theirs, unit in zip(tables[1], tables[0], (5.0, 35.0, 1.0, 5.0), strict=True):
+        assert close(ours, (unit * theirs[0], unit * theirs[1]), 2 * EXACT)

@@ -187,7 +187,7 @@ def test_a_group_that_the_model_does_not_have(full: mlsql.Fit) -> None:
 @pytest.mark.parametrize("level", [0.5, 0.8, 0.9, 0.95, 0.99])
 def test_confidence_levels(full: mlsql.Fit, level: float) -> None:
     table = full.confint(level)
-    assert table["effect"].to_list() == ["fixed"] * 6 + ["variance"] * 4
+    assert table["effect"].to_list() == ["fixed"] * 6 + ["variance"] * 2 + ["covariance", "variance"]
     assert table["term"].to_list()[6:] == [
         "school: (Intercept)",
         "school: group_center(ses)",
