@@ -20,10 +20,11 @@ MODELS
 failed=0
 while IFS= read -r formula; do
     code=0
-    mlsql fit --data "$data" --formula "$formula" --into "$results" >"$scratch/summary.txt" 2>"$scratch/log.txt" || code=$?
+    mlsql fit --data "$data" --formula "$formula" --into "$results" --json \
+        >"$scratch/fit.json" 2>"$scratch/log.txt" || code=$?
     case $code in
     0) verdict="converged" ;;
-    3) verdict="look at it: $(grep -m1 -o -E 'singular|max_evaluations' "$scratch/summary.txt")" ;;
+    3) verdict="look at it: $(python -c 'import json, sys; print(json.load(sys.stdin)["status"])' <"$scratch/fit.json")" ;;
     *) verdict="failed: $(head -1 "$scratch/log.txt")" && failed=$((failed + 1)) ;;
     esac
     printf '%s\n    exit code %s, %s\n' "$formula" "$code" "$verdict"

@@ -1,6 +1,7 @@
 """Polars in, Polars out: a growth model of generated children, with gaps and a second table of families.
 
-Run it with `python examples/polars_frames.py`; the data are made here, so the true values are known.
+Run it with `python examples/polars_frames.py`; the data are made here, so the true values are known.  (The file is not
+called polars.py: beside a script of that name, `import polars` finds it.)
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-import mlsql
+import mlsql.polars  # noqa: F401  # adds the namespace `ml`
 
 TRUE = {"(Intercept)": 50.0, "years": 4.0, "urban": 3.0, "years:urban": 1.5}
 
@@ -29,7 +30,7 @@ def make_data(children: int = 400) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 def main() -> None:
     tests, homes = make_data()
-    fit = mlsql.fit("score ~ years * urban + (years | child)", tests.lazy(), level2=homes)
+    fit = tests.lazy().ml.fit("score ~ years * urban + (years | child)", level2=homes)
     print(*fit.dropped, sep="\n  ")
 
     print("\nEstimates beside the values that made the data\n")
@@ -37,17 +38,28 @@ def main() -> None:
     print(found.select("term", "true", pl.col("estimate", "conf_low", "conf_high").round(2)))
     print(fit.variance_components.select("term1", "term2", pl.col("estimate", "sd_or_corr").round(2)))
 
-    growth = fit.group_effects().filter(pl.col("term") == "years")
+    growth = homes.ml.group_effects(fit).filter(pl.col("term") == "years")
+    columns = pl.col("ols_coefficient", "coefficient", "coefficient_std_error").round(2)
     print("\nGrowth a year of the first children: own data alone, and empirical Bayes\n")
-    print(
-        growth.select("child", "n", pl.col("ols_coefficient", "coefficient", "coefficient_std_error").round(2)).head(5)
-    )
+    print(homes.join(growth, on="child", maintain_order="left").select("child", "urban", "n", columns).head(5))
 
     ahead = pl.DataFrame({"child": [0, 1, 9999], "years": [7, 7, 7]})
     places = pl.DataFrame({"child": [0, 1, 9999], "urban": [homes["urban"][0], homes["urban"][1], 1]})
     print("\nTwo years on, for two of the children and for one nobody has met\n")
-    predicted = fit.predict(ahead, level2=places, unseen="population").sort("child")
+    predicted = ahead.ml.predict(fit, level2=places, unseen="population")
     print(predicted.select("child", "years", pl.col("population", "conditional", "conditional_std_error").round(2)))
+
+    print("\nExpressions: a child's own deviations, and its mean drawn towards all children's\n")
+    score = pl.col("score")
+    described = tests.lazy().select(
+        "child",
+        "years",
+        score,
+        score.ml.group_center("child").alias("deviation"),
+        score.ml.group_mean("child").alias("mean"),
+        score.ml.shrunken_mean("child").alias("shrunken"),
+    )
+    print(described.head(4).collect().select("child", "years", pl.col(pl.Float64).round(2)))
 
 
 if __name__ == "__main__":

@@ -28,8 +28,11 @@ if TYPE_CHECKING:
     from mlsql.pipeline.fit import fit as fit
     from mlsql.pipeline.fitted import Fit as Fit
     from mlsql.pipeline.plan import plan as plan
+    from mlsql.pipeline.save import load as load
     from mlsql.sql.plan import Plan as Plan
     from mlsql.status import Status as Status
+    from mlsql.surfaces.sql_functions import connect as connect
+    from mlsql.surfaces.sql_functions import register as register
 
 _HOME = {
     "fit": "mlsql.pipeline.fit",
@@ -37,6 +40,9 @@ _HOME = {
     "compare": "mlsql.pipeline.compare",
     "step_up": "mlsql.pipeline.compare",
     "plan": "mlsql.pipeline.plan",
+    "load": "mlsql.pipeline.save",
+    "register": "mlsql.surfaces.sql_functions",
+    "connect": "mlsql.surfaces.sql_functions",
     "parse_model": "mlsql.formula.spec",
     "level_equations": "mlsql.formula.describe",
     "example_data": "mlsql.example",

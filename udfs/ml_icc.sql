@@ -4,3 +4,4 @@
 -- summary: intraclass correlation, the share of the variance that lies between groups
 -- example: SELECT ml_icc(8.614, 39.148) -> 0.180353
 CREATE OR REPLACE MACRO ml_icc(tau00, sigma2) AS tau00 / (tau00 + sigma2);
+COMMENT ON MACRO ml_icc IS 'intraclass correlation, the share of the variance that lies between groups [mlsql]';

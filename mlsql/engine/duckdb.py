@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -223,6 +224,13 @@ class DuckDBEngine:
 
 _default: duckdb.DuckDBPyConnection | None = None
 _lock = threading.Lock()
+
+
+@atexit.register
+def _close_default() -> None:
+    """Let go of the database while the interpreter still stands."""
+    global _default
+    _default = None
 
 
 def default_connection() -> duckdb.DuckDBPyConnection:

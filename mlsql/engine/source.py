@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import sqlglot
 from sqlglot import exp
 from sqlglot.errors import ParseError, TokenError
 
-from mlsql.errors import DataError
+from mlsql.errors import DataError, QueryError
 
 if TYPE_CHECKING:
     import duckdb
@@ -41,7 +41,8 @@ class Source:
     relation : sqlglot expression
         For FROM.
     frame : object or None
-        A frame to be registered under `frame_name` while statements run.
+        A frame to be registered under `frame_name` while statements run; its attribute `failure`, if it has one, tells
+        what stopped it.
     frame_name : str
     duckdb_relation : DuckDB relation or None
         A relation, on whose own connection statements must run; `frame_name` stands for it in them.
@@ -67,6 +68,13 @@ class Source:
             ) from error
         try:
             yield
+        except QueryError:
+            failure = getattr(self.frame, "failure", None)
+            if failure is None:
+                raise
+            from mlsql.engine.lazyframe import message
+
+            raise DataError(f"the query of the {self.label} failed: {message(failure)}") from failure
         finally:
             con.unregister(self.frame_name)
 
@@ -106,17 +114,36 @@ def make_source(data: object, *, role: str, exists: Exists | None) -> Source:
         # the engine invents a new name for a relation that has none
         label = "DuckDB relation" if alias.startswith("unnamed_relation") else alias
         return Source(label, table, None, name, data)
-    if module == "polars" and kind == "LazyFrame":
-        # one streamed collection: the statements scan the data more than once
-        return Source("LazyFrame", table, data.collect(engine="streaming").to_arrow(), name)  # type: ignore[attr-defined]
-    if module == "polars" and kind == "DataFrame":
-        return Source("DataFrame", table, data.to_arrow(), name)  # type: ignore[attr-defined]
+    if module == "polars" and kind in ("DataFrame", "LazyFrame"):
+        return _polars(data, kind, table, name)
     if module in ("pandas", "pyarrow") and kind in ("DataFrame", "Table"):
         return Source(kind, table, data, name)
     raise DataError(
         f"{role} is a {type(data).__module__}.{kind}; pass a path, a table name or SQL text, a DuckDB relation, "
         "a Polars DataFrame or LazyFrame, an Arrow table or a pandas frame"
     )
+
+
+def _polars(data: Any, kind: str, table: exp.Table, name: str) -> Source:
+    from mlsql.engine.lazyframe import LazyDataset, arrow_table, ordered_categories
+
+    if kind == "DataFrame":
+        return Source(kind, _with_order(table, ordered_categories(data.schema)), arrow_table(data), name)
+    lazy = LazyDataset(data)
+    return Source(kind, _with_order(table, ordered_categories(lazy.types)), lazy, name)
+
+
+def _with_order(table: exp.Table, categories: Mapping[str, Sequence[str]]) -> exp.Expr:
+    """The table with columns of declared categories as ENUM: the first is a factor's reference."""
+    if not categories:
+        return table
+    casts = []
+    for column, values in categories.items():
+        enum = exp.DataType(this=exp.DataType.Type.ENUM, expressions=[exp.Literal.string(v) for v in values])
+        value = exp.Cast(this=exp.column(exp.to_identifier(column, quoted=True)), to=enum)
+        casts.append(exp.alias_(value, column, quoted=True))
+    query = exp.select(exp.Star(replace=casts)).from_(table)
+    return exp.Subquery(this=query, alias=exp.TableAlias(this=exp.to_identifier("data", quoted=True)))
 
 
 def _text(text: str, role: str, exists: Exists | None) -> Source:

@@ -21,9 +21,10 @@ from mlsql.pipeline.interop import Interop
 from mlsql.pipeline.prepare import Inputs
 from mlsql.pipeline.products import Products
 from mlsql.pipeline.resampling import Resampling
+from mlsql.pipeline.save import save_fit
 from mlsql.pipeline.score import score_predictions, score_residuals
 from mlsql.pipeline.store import fit_identifier, write_tables
-from mlsql.report import tables
+from mlsql.report import fixed, tables
 from mlsql.report.summary import summary
 from mlsql.results.estimates import Estimates
 from mlsql.results.measures import aic, bic, icc
@@ -298,16 +299,33 @@ class Fit(Inferring, Interop):
         """
         return score_residuals(self.estimates, self.inputs, into=into, con=con, replace=replace)
 
-    def to_tables(self, con: duckdb.DuckDBPyConnection, prefix: str = "ml_") -> str:
+    def to_tables(
+        self,
+        con: duckdb.DuckDBPyConnection,
+        prefix: str = "ml_",
+        *,
+        history: bool = False,
+        covariances: bool | None = None,
+        df: DfMethod | None = None,
+        vcov: Vcov = "model",
+    ) -> str:
         """Write all result tables in one transaction.
 
-        Tables `<prefix>fits`, `<prefix>fixed_effects`, `<prefix>variance_components`, `<prefix>group_effects`, each
-        keyed by fit_id; rows of the same fit are replaced, other fits' rows are kept.
+        Tables `<prefix>fits`, `fixed_effects`, `fixed_covariances`, `variance_components`, `group_effects`,
+        `group_covariances`, `group_means` and `terms`, each keyed by fit_id; rows of the same fit are replaced, other
+        fits' are kept.
 
         Parameters
         ----------
         con : DuckDB connection
         prefix : str
+        history : bool
+            Move the rows that are replaced to tables `<prefix>history_...`.
+        covariances : bool, optional
+            Write the covariances of every group's errors, which standard errors of predictions in SQL need: by default
+            up to 5,000 groups.
+        df, vcov
+            Of the table of fixed effects, as for `inference`.
 
         Returns
         -------
@@ -319,4 +337,32 @@ class Fit(Inferring, Interop):
         StoreError
             When the database cannot be written; nothing is changed then.
         """
-        return write_tables(self.estimates, self.inputs.rows.label, self.warnings, con, prefix, self.fixed_effects)
+        return write_tables(
+            self.estimates,
+            self.inputs.rows.label,
+            self.warnings,
+            con,
+            prefix,
+            fixed.fixed_effects_table(self.estimates, self.robust_or_reason(), self.reference(df, vcov)),
+            history=history,
+            covariances=covariances,
+        )
+
+    def save(self, path: str | os.PathLike[str], *, replace: bool = False, complete: bool = False) -> None:
+        """Keep the fit in a Parquet file, without the data; `mlsql.load` reads it.
+
+        Parameters
+        ----------
+        path : str or path
+        replace : bool
+            Overwrite the file if it exists.
+        complete : bool
+            Fetch the products by group of a large fit first, so that robust errors, influence and other models can be
+            had from the file.
+
+        Raises
+        ------
+        StoreError
+            When the file cannot be written; nothing is changed then.
+        """
+        save_fit(self, path, replace=replace, complete=complete)

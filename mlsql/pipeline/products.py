@@ -35,6 +35,11 @@ class Products:
     def __repr__(self) -> str:
         return f"<mlsql.Products of {self.estimates.design.spec.formula}>"
 
+    @property
+    def fetched(self) -> bool:
+        """True when all products by group are at hand."""
+        return self._complete is not None or self.estimates.design.layout == "full"
+
     def complete(self) -> tuple[Design, Moments]:
         """Design and moments with all products by group.
 

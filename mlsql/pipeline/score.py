@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -140,12 +140,13 @@ def _write(engine: DuckDBEngine, step: Step, into: str, replace: bool, inputs: I
 def _write_file(engine: DuckDBEngine, step: Step, into: str, replace: bool) -> None:
     """Write beside the target and move into place, so that an interruption leaves no half file."""
     target = Path(into).expanduser()
+    if target.exists() and not target.is_file():
+        raise StoreError(f"{into} is no ordinary file; name one ending in .parquet or .csv")
     if target.exists() and not replace:
         raise StoreError(f"the file {into} exists; choose another name or pass replace=True")
     if not target.parent.exists():
         raise StoreError(f"the folder {target.parent} does not exist; make it first")
-    handle, partial = tempfile.mkstemp(dir=target.parent, suffix=target.suffix)
-    os.close(handle)
+    partial = str(target.with_name(f".mlsql-{secrets.token_hex(8)}{target.suffix}"))
     try:
         engine.copy_to(step, partial, "parquet" if target.suffix.lower() == ".parquet" else "csv")
         os.replace(partial, target)

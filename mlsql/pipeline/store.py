@@ -1,24 +1,40 @@
-"""Result tables in a database, keyed by fit, written in one transaction."""
+"""Result tables in a database, keyed by fit: written in one transaction, and shown from the tables alone."""
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import duckdb
+import numpy as np
+import pyarrow as pa
+from sqlglot import exp
 
-from mlsql.engine.write import TableRows, replace_rows
+from mlsql._arrays import Array
+from mlsql.design.columns import Column, Variable
+from mlsql.engine.duckdb import default_connection
+from mlsql.engine.write import TableRows, read_rows, replace_rows
 from mlsql.errors import StoreError
-from mlsql.report import tables
+from mlsql.formula.terms import Atom
+from mlsql.moments.shifts import Shifts
+from mlsql.report import stored, tables
+from mlsql.results.effects import group_effects, shrunken_design
 from mlsql.results.estimates import Estimates
+from mlsql.sql.scoring import guarded
+from mlsql.sql.syntax import aliased, call, column, name, render, scalar, shifted, times
 from mlsql.version import package_version
 
 if TYPE_CHECKING:
     import polars as pl
-    import pyarrow as pa
+
+MANY_GROUPS = 5_000
+"""Up to this many groups their covariances are written without being asked for."""
+
+SHOWN = ("fits", "fixed_effects", "variance_components")
 
 
 def fit_identifier(estimates: Estimates, source: str) -> str:
@@ -37,21 +53,61 @@ def write_tables(
     con: duckdb.DuckDBPyConnection,
     prefix: str,
     fixed_effects: pl.DataFrame,
+    *,
+    history: bool = False,
+    covariances: bool | None = None,
 ) -> str:
     """See `Fit.to_tables`."""
+    _check_connection(con)
+    if covariances is None:
+        covariances = estimates.statistics.n_groups <= MANY_GROUPS
+    fit_id, keys = fit_identifier(estimates, source), _key_texts(estimates.moments.keys)
+    frames = {
+        "fits": _fits(estimates, source, warnings),
+        "fixed_effects": fixed_effects,
+        "fixed_covariances": _fixed_covariances(estimates),
+        "variance_components": tables.variance_components_table(estimates),
+        "group_effects": _group_effects(estimates, keys),
+        "group_covariances": _group_covariances(estimates, keys, covariances),
+        "group_means": _group_means(estimates, keys),
+        "terms": _terms(estimates, fit_id, prefix),
+    }
+    rows = {label: _rows(fit_id, frame) for label, frame in frames.items()}
+    past = {label: f"{prefix}history_{label}" if history else None for label in frames}
+    replace_rows(con, fit_id, [TableRows(prefix + label, rows[label], past[label]) for label in frames])
+    return fit_id
+
+
+def show_stored(con: duckdb.DuckDBPyConnection, fit_id: str | None = None, prefix: str = "ml_") -> str:
+    """A stored fit as text, from its tables alone; without a fit_id, the list of those stored.
+
+    Raises
+    ------
+    StoreError
+        When there are no result tables, or no such fit: with the identifiers nearest to it.
+    """
+    _check_connection(con)
+    fits = read_rows(con, prefix + "fits")
+    if fits is None:
+        raise StoreError(f"there is no table {prefix}fits: no fit was stored here under the prefix {prefix!r}")
+    if fit_id is None:
+        return stored.listed(fits)
+    known = [str(f["fit_id"]) for f in fits]
+    if fit_id not in known:
+        near = [k for k in known if k.startswith(fit_id)] or difflib.get_close_matches(fit_id, known, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near[:3])}?" if near else f"stored are {', '.join(known[:5]) or 'none'}"
+        if not near and len(known) > 5:
+            hint += f", ... ({len(known)} in all)"
+        raise StoreError(f"no fit {fit_id!r} is in {prefix}fits; {hint}")
+    fit, fixed, components = (read_rows(con, prefix + label, fit_id) or [] for label in SHOWN)
+    return stored.shown(fit[0], fixed, components)
+
+
+def _check_connection(con: object) -> None:
     if not isinstance(con, duckdb.DuckDBPyConnection):
         raise StoreError(
             f"con is a {type(con).__name__}; pass an open DuckDB connection: duckdb.connect('results.duckdb')"
         )
-    fit_id = fit_identifier(estimates, source)
-    frames = {
-        "fits": _fits(estimates, source, warnings),
-        "fixed_effects": fixed_effects,
-        "variance_components": tables.variance_components_table(estimates),
-        "group_effects": _keyed(estimates, tables.group_effects_table(estimates)),
-    }
-    replace_rows(con, fit_id, [TableRows(prefix + label, _rows(fit_id, frame)) for label, frame in frames.items()])
-    return fit_id
 
 
 def _rows(fit_id: str, frame: pl.DataFrame) -> pa.Table:
@@ -72,18 +128,163 @@ def _fits(estimates: Estimates, source: str, warnings: Sequence[str]) -> pl.Data
     )
 
 
-def _keyed(estimates: Estimates, frame: pl.DataFrame) -> pl.DataFrame:
-    """One text column `key` in place of the typed key columns, so that all fits share a table.
-
-    A composite key is a JSON list of its parts: `["DE", "17"]`.
-    """
+def _fixed_covariances(estimates: Estimates) -> pl.DataFrame:
+    """The whole matrix, one row per entry."""
     import polars as pl
 
-    names = [c for c in frame.columns if c not in tables.EFFECT_COLUMNS]
-    parts = frame.select([pl.col(n).cast(pl.String) for n in names])
-    if len(names) == 1:
-        key = parts.to_series()
-    else:
-        key = pl.Series([json.dumps(list(row), ensure_ascii=False) for row in parts.iter_rows()], dtype=pl.String)
-    group = pl.lit(estimates.design.spec.group).alias("group")
-    return frame.select(group, key.alias("key"), pl.exclude(names))
+    names, V = estimates.fixed_names, estimates.vcov
+    pairs = [(a, b) for a in range(len(names)) for b in range(len(names))]
+    return pl.DataFrame(
+        {
+            "term1": pl.Series([names[a] for a, _ in pairs], dtype=pl.String),
+            "term2": pl.Series([names[b] for _, b in pairs], dtype=pl.String),
+            "covariance": pl.Series([float(V[pair]) for pair in pairs], dtype=pl.Float64),
+        }
+    )
+
+
+# groups
+
+
+def _key_texts(keys: pa.Table) -> pl.Series:
+    """One text per group as DuckDB itself casts keys, so that SQL finds them: see `_key_text`."""
+    import polars as pl
+
+    with default_connection() as con:
+        con.register("mlsql_keys", keys.rename_columns([f"k{i}" for i in range(keys.num_columns)]))
+        text = aliased(_key_text([column(f"k{i}") for i in range(keys.num_columns)]), "key")
+        answer = con.sql(render(exp.select(text).from_(name("mlsql_keys")))).to_arrow_table()
+        con.unregister("mlsql_keys")
+    frame = pl.from_arrow(answer)
+    assert isinstance(frame, pl.DataFrame)
+    return frame.to_series()
+
+
+def _key_text(keys: Sequence[exp.Expr]) -> exp.Expr:
+    """The key as VARCHAR; a composite one as a JSON list of its parts, `["DE", "17"]`."""
+    texts = [exp.cast(k, exp.DataType.Type.VARCHAR) for k in keys]
+    if len(texts) == 1:
+        return texts[0]
+    parts = call("CONCAT_WS", exp.Literal.string(", "), *[call("TO_JSON", t) for t in texts])
+    return exp.DPipe(this=exp.DPipe(this=exp.Literal.string("["), expression=parts), expression=exp.Literal.string("]"))
+
+
+def _group_effects(estimates: Estimates, keys: pl.Series) -> pl.DataFrame:
+    """The accessor's table with one text column in place of the typed key columns, so that all fits share a table."""
+    frame = tables.group_effects_table(estimates).select(tables.EFFECT_COLUMNS)
+    return _of_groups(estimates, keys, frame.height // len(keys), frame.get_columns())
+
+
+def _of_groups(estimates: Estimates, keys: pl.Series, times_each: int, columns: Sequence[Any]) -> pl.DataFrame:
+    """Columns of several rows per group, in key order, after the group's name and key."""
+    import polars as pl
+
+    repeated = keys.gather(np.repeat(np.arange(len(keys)), times_each)).alias("key")
+    return pl.DataFrame([repeated, *columns]).select(pl.lit(estimates.design.spec.group).alias("group"), pl.all())
+
+
+def _group_covariances(estimates: Estimates, keys: pl.Series, wanted: bool) -> pl.DataFrame:
+    """Covariances of the errors of a group's effects with each other and with those of the fixed effects."""
+    import polars as pl
+
+    fixed, random = estimates.fixed_names, estimates.random_names
+    labels = [("fixed", f, "random", r) for f in fixed for r in random]
+    labels += [("random", a, "random", b) for a in random for b in random]
+    J, values = 0, np.zeros(0)
+    if wanted:
+        J = estimates.statistics.n_groups
+        crossed = -np.einsum("fg,qgj->jfq", estimates.vcov, shrunken_design(estimates), optimize=True)
+        own = np.moveaxis(group_effects(estimates).posterior, 2, 0)
+        values = np.concatenate([crossed.reshape(J, -1), own.reshape(J, -1)], axis=1).ravel()
+    words = [pl.Series(n, [label[i] for label in labels], dtype=pl.String) for i, n in enumerate(PAIR)]
+    tiled = [w.gather(np.tile(np.arange(len(labels)), J)) for w in words]
+    return _of_groups(estimates, keys.head(J), len(labels), [*tiled, pl.Series("covariance", values)])
+
+
+PAIR = ("effect1", "term1", "effect2", "term2")
+
+
+def _group_means(estimates: Estimates, keys: pl.Series) -> pl.DataFrame:
+    """Group means that the model's columns are made of, on the user's scale."""
+    import polars as pl
+
+    design, moments = estimates.design, estimates.moments
+    bases = {b.sql: b for b in design.bases}
+    used = [sql for sql in design.means if sql in _averaged(estimates)]
+    labels = pl.Series("variable", [bases[sql].name for sql in used], dtype=pl.String)
+    means: Array = np.array([moments.means[design.means.index(sql)] + bases[sql].pivot for sql in used])
+    J = len(keys) if used else 0
+    return _of_groups(
+        estimates,
+        keys.head(J),
+        len(used),
+        [labels.gather(np.tile(np.arange(len(used)), J)), pl.Series("mean", means.T.ravel(), dtype=pl.Float64)],
+    )
+
+
+def _averaged(estimates: Estimates) -> frozenset[str]:
+    """SQL of the columns whose group means the model uses."""
+    variables = {v for c in (*estimates.design.fixed.columns, *estimates.design.random) for v in c.variables}
+    return frozenset(v.sql for v in variables if v.centering == "group" or v.origin == "group_mean")
+
+
+# terms
+
+
+def _terms(estimates: Estimates, fit_id: str, prefix: str) -> pl.DataFrame:
+    """What the model reads and computes with, as SQL expressions of a row; columns on the user's scale."""
+    import polars as pl
+
+    spec, shifts = estimates.design.spec, Shifts(estimates.design, estimates.moments)
+    rows: list[tuple[str, int, str, str, str | None]] = []
+
+    def add_atoms(part: str, atoms: Sequence[Atom]) -> None:
+        rows.extend((part, i, a.name, scalar(a.sql).sql("duckdb"), "data") for i, a in enumerate(atoms))
+
+    add_atoms("outcome", [spec.outcome])
+    add_atoms("offset", spec.offset)
+    add_atoms("weight", [] if spec.weights is None else [spec.weights])
+    add_atoms("key", spec.keys)
+    for part, columns in (("fixed", estimates.design.fixed.columns), ("random", estimates.design.random)):
+        for i, item in enumerate(columns):
+            sql = _column_sql(estimates, item, shifts, fit_id, prefix).sql("duckdb")
+            places = dict.fromkeys("level2" if v.origin == "level2" else "data" for v in item.variables)
+            rows.append((part, i, item.name, sql, ", ".join(sorted(places)) or None))
+    schema = {"part": pl.String, "position": pl.Int64, "term": pl.String, "sql": pl.String, "in_table": pl.String}
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def _column_sql(estimates: Estimates, item: Column, shifts: Shifts, fit_id: str, prefix: str) -> exp.Expr:
+    if not item.variables:
+        return exp.cast(exp.Literal.number(1), exp.DataType.Type.DOUBLE)
+    factors = [_variable_sql(estimates, v, shifts, fit_id, prefix) for v in item.variables]
+    return times([exp.paren(f) if isinstance(f, exp.Add | exp.Sub) and len(factors) > 1 else f for f in factors])
+
+
+def _variable_sql(estimates: Estimates, variable: Variable, shifts: Shifts, fit_id: str, prefix: str) -> exp.Expr:
+    """The user's value: NULL for NaN, for a factor level or a group that the fit did not see."""
+    value = guarded(variable, estimates.design)
+    if variable.origin == "group_mean":
+        value = _mean_sql(estimates, variable, fit_id, prefix)
+    elif variable.centering == "group":
+        return exp.Sub(this=value, expression=_mean_sql(estimates, variable, fit_id, prefix))
+    return shifted(value, shifts.user_shift(variable))
+
+
+def _mean_sql(estimates: Estimates, variable: Variable, fit_id: str, prefix: str) -> exp.Expr:
+    """The group's mean, looked up; under names of its own, for the row's columns may be called `key` or `mean`."""
+    base = next(b.name for b in estimates.design.bases if b.sql == variable.sql)
+    names = [f"mlsql_{n}" for n in ("fit_id", "group", "key", "variable", "mean")]
+    alias = exp.TableAlias(this=name("mlsql_means"), columns=[name(n) for n in names])
+    key = _key_text([scalar(k.sql) for k in estimates.design.keys])
+    conditions = [
+        exp.EQ(this=column(names[0]), expression=exp.Literal.string(fit_id)),
+        exp.EQ(this=column(names[2]), expression=key),
+        exp.EQ(this=column(names[3]), expression=exp.Literal.string(base)),
+    ]
+    return (
+        exp.select(column(names[4]))
+        .from_(exp.Table(this=name(f"{prefix}group_means"), alias=alias))
+        .where(*conditions)
+        .subquery()
+    )

@@ -40,14 +40,16 @@ def inference_table(estimates: Estimates, reference: Reference, level: float = 0
     )
 
 
-def fixed_effects_table(estimates: Estimates, robust_covariance: Array | str, level: float = 0.95) -> pl.DataFrame:
-    """The default table: model-based inference with robust standard errors (CR0) and their ratio beside it.
+def fixed_effects_table(
+    estimates: Estimates, robust_covariance: Array | str, reference: Reference | None = None, level: float = 0.95
+) -> pl.DataFrame:
+    """Inference, by default model-based, with robust standard errors (CR0) and their ratio beside it.
 
     Text in place of the robust matrix says why there is none; it becomes the note.
     """
     import polars as pl
 
-    table = inference_table(estimates, Reference.counted(estimates), level)
+    table = inference_table(estimates, Reference.counted(estimates) if reference is None else reference, level)
     position = table.columns.index("conf_high") + 1
     if isinstance(robust_covariance, str):
         missing = pl.Series("robust_std_error", [None] * table.height, dtype=pl.Float64)
@@ -55,8 +57,8 @@ def fixed_effects_table(estimates: Estimates, robust_covariance: Array | str, le
         return table.insert_column(position, missing).insert_column(position + 1, missing.alias("robust_ratio"))
     error = pl.Series("robust_std_error", np.sqrt(np.maximum(np.diag(robust_covariance), 0.0)))
     note = few_groups("CR0", estimates.statistics.n_groups)
-    table = table.with_columns(pl.lit(note, dtype=pl.String).alias("note"))
-    ratio = (error / table["std_error"]).alias("robust_ratio")
+    table = table.with_columns(pl.coalesce("note", pl.lit(note, dtype=pl.String)).alias("note"))
+    ratio = (error / np.sqrt(np.diag(estimates.vcov))).alias("robust_ratio")
     return table.insert_column(position, error).insert_column(position + 1, ratio)
 
 

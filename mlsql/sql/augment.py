@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from sqlglot import exp
 
-from mlsql.sql.scoring import ScoreQuery, added, analysed, is_known, only_when, population_part, random_part, with_rows
+from mlsql.sql.scoring import (
+    ScoreQuery,
+    added,
+    analysed,
+    is_known,
+    only_when,
+    outcome_value,
+    population_part,
+    random_part,
+    with_rows,
+)
 from mlsql.sql.syntax import as_double, number, scalar
 
 AUGMENT_COLUMNS = ("fitted", "fitted_population", "residual", "residual_population", "residual_standardized")
@@ -14,7 +24,7 @@ def augment_query(query: ScoreQuery) -> exp.Select:
     """The data's columns with fitted values (offsets included) and level-1 residuals."""
     model, known = query.model, is_known()
     offset = [scalar(o.sql) for o in model.design.spec.offset]
-    outcome = as_double(model.design.outcome.sql, model.design.outcome.dtype)
+    outcome = outcome_value(model.design)
     fixed, random = population_part(model), random_part(model, "u")
     residual = exp.Sub(this=exp.Sub(this=outcome, expression=exp.paren(fixed)), expression=exp.paren(random))
     scaled: exp.Expr = exp.Div(this=exp.paren(residual), expression=number(model.sigma))

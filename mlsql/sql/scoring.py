@@ -127,7 +127,7 @@ def prediction_query(query: ScoreQuery) -> exp.Select:
 def residual_query(query: ScoreQuery) -> exp.Select:
     """The data's columns with level-1 residuals."""
     model = query.model
-    outcome, known = as_double(model.design.outcome.sql, model.design.outcome.dtype), is_known()
+    outcome, known = outcome_value(model.design), is_known()
     fitted = exp.paren(population_part(model))
     residual = exp.Sub(this=exp.Sub(this=outcome, expression=fitted), expression=exp.paren(random_part(model, "u")))
     ols = exp.Sub(
@@ -144,6 +144,14 @@ def residual_query(query: ScoreQuery) -> exp.Select:
         "residual_standardized": only_when(known, scaled),
     }
     return with_rows(query, {k: only_when(analysed(model.design), v) for k, v in items.items()})
+
+
+def outcome_value(design: Design) -> exp.Expr:
+    """The outcome as a double, NULL for NaN."""
+    tree = as_double(design.outcome.sql, design.outcome.dtype)
+    if not is_floating(design.outcome.dtype):
+        return tree
+    return exp.Nullif(this=tree, expression=exp.cast(exp.Literal.string("NaN"), exp.DataType.Type.DOUBLE))
 
 
 def analysed(design: Design) -> exp.Expr | None:

@@ -1,4 +1,4 @@
-"""The command line: `mlsql fit`, `mlsql plan`, `mlsql demo`.
+"""The command line: `mlsql fit`, `plan`, `compare`, `predict`, `show`, `register`, `demo`.
 
 Data go to stdout, progress and messages to stderr.  Exit codes: 0 converged, 1 error, 2 usage, 3 fitted but singular
 or not converged, 130 interrupted.
@@ -7,21 +7,40 @@ or not converged, 130 interrupted.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlsql._typing import Method
-from mlsql.errors import FormulaError, MlsqlError, QueryInterrupted
+from mlsql._typing import DfMethod, Vcov
+from mlsql.errors import MlsqlError, QueryInterrupted
 from mlsql.surfaces.database import opened
+from mlsql.surfaces.options import (
+    EXIT_UNSETTLED,
+    Data,
+    Database,
+    DfOption,
+    Formula,
+    Groups,
+    Json,
+    Level2,
+    Restricted,
+    Trace,
+    VcovOption,
+    Weights,
+    connection,
+    df_method,
+    formula_text,
+    json_text,
+    method_name,
+    records,
+    tracing,
+    vcov_name,
+)
 from mlsql.surfaces.progress import progress_bar
+from mlsql.surfaces.results import compare_command, predict_command, register_command, show_command
 
 if TYPE_CHECKING:
-    import duckdb
-
     from mlsql.pipeline.fitted import Fit
 
 app = typer.Typer(
@@ -31,20 +50,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-EXIT_ERROR, EXIT_UNSETTLED, EXIT_INTERRUPTED = 1, 3, 130
-
-Data = Annotated[
-    str, typer.Option(help="Parquet or CSV file or glob, SQL text, or with --database a table.", show_default=False)
-]
-Formula = Annotated[
-    str,
-    typer.Option(help="Formula, 'y ~ x + (x | g)', level equations, or a file that holds one.", show_default=False),
-]
-Groups = Annotated[str | None, typer.Option(help="Grouping column(s) of level equations.", show_default=False)]
-Restricted = Annotated[str, typer.Option("--method", help="REML or ML.")]
-Database = Annotated[Path | None, typer.Option(help="DuckDB file that holds the tables; opened read-only.")]
-Level2 = Annotated[str | None, typer.Option(help="Second source with one row per group.")]
-Weights = Annotated[str | None, typer.Option(help="Column of precision weights.")]
+EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 
 
 @app.command("fit")
@@ -57,16 +63,39 @@ def fit_command(
     groups: Groups = None,
     database: Database = None,
     into: Annotated[Path | None, typer.Option(help="DuckDB file to which the result tables are written.")] = None,
+    history: Annotated[bool, typer.Option(help="With --into: keep the rows that a rerun replaces.")] = False,
+    save: Annotated[Path | None, typer.Option(help="Parquet file to which the fit is saved, without the data.")] = None,
+    replace: Annotated[bool, typer.Option(help="With --save: overwrite the file if it exists.")] = False,
+    df: DfOption = None,
+    vcov: VcovOption = "model",
     drop_collinear: Annotated[bool, typer.Option(help="Leave out collinear predictors.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Print the statements, as `plan` does, and run none.")] = False,
+    as_json: Json = False,
+    trace: Trace = False,
 ) -> None:
     """Fit a two-level model, print its summary, and store the result tables if asked."""
     import mlsql
+    from mlsql.pipeline.save import save_target
 
-    with _connection(database) as con, progress_bar() as progress:
+    if history and into is None:
+        raise typer.BadParameter("--history belongs to --into", param_hint="--history")
+    if replace and save is None:
+        raise typer.BadParameter("--replace belongs to --save", param_hint="--replace")
+    rule, matrix = df_method(df), vcov_name(vcov)
+    if dry_run:
+        plan_command(data, formula, method, level2, weights, groups, database)
+        return
+    # what cannot be written is said before the data are read
+    if save is not None:
+        save_target(save, replace)
+    if into is not None and into.exists() and into != database:
+        with opened(into):
+            pass
+    with connection(database) as con, progress_bar() as progress, tracing(trace):
         fitted = mlsql.fit(
-            _formula(formula),
+            formula_text(formula),
             data,
-            method=_method(method),
+            method=method_name(method),
             con=con,
             level2=level2,
             weights=weights,
@@ -74,12 +103,31 @@ def fit_command(
             drop_collinear=drop_collinear,
             progress=progress,
         )
-        typer.echo(fitted.summary())
+        text = json_text(fit_document(fitted, rule, matrix)) if as_json else fitted.summary(rule, matrix)
     # the database of the data may be the one of the results: it is closed by now
     if into is not None:
-        _store(fitted, into)
+        with opened(into) as results:
+            fit_id = fitted.to_tables(results, history=history, df=rule, vcov=matrix)
+        typer.echo(f"the result tables of fit {fit_id} are in {into}", err=True)
+    if save is not None:
+        fitted.save(save, replace=replace)
+        typer.echo(f"the fit is saved in {save}", err=True)
+    typer.echo(text)
     if not fitted.converged or fitted.singular:
         raise typer.Exit(EXIT_UNSETTLED)
+
+
+def fit_document(fitted: Fit, df: DfMethod | None, vcov: Vcov) -> dict[str, Any]:
+    """A fit as JSON: statistics, fixed effects, variance components, warnings."""
+    return {
+        "fit_id": fitted.fit_id,
+        "source": fitted.inputs.rows.label,
+        **records(fitted.statistics)[0],
+        "fixed_effects": records(fitted.inference(df, vcov)),
+        "variance_components": records(fitted.variance_components),
+        "warnings": list(fitted.warnings),
+        "dropped": list(fitted.dropped),
+    }
 
 
 @app.command("plan")
@@ -96,11 +144,11 @@ def plan_command(
     """Print the SQL that a fit would run; only column names and types are read."""
     import mlsql
 
-    with _connection(database) as con:
+    with connection(database) as con:
         script = mlsql.plan(
-            _formula(formula),
+            formula_text(formula),
             data,
-            method=_method(method),
+            method=method_name(method),
             con=con,
             level2=level2,
             weights=weights,
@@ -121,6 +169,12 @@ def demo_command(
         typer.echo(text)
 
 
+app.command("compare")(compare_command)
+app.command("predict")(predict_command)
+app.command("show")(show_command)
+app.command("register")(register_command)
+
+
 def main() -> None:
     """Entry point: turn errors into one message and an exit code."""
     try:
@@ -131,38 +185,3 @@ def main() -> None:
     except MlsqlError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(EXIT_ERROR)
-
-
-def _store(fitted: Fit, into: Path) -> None:
-    with opened(into) as con:
-        fit_id = fitted.to_tables(con)
-    typer.echo(f"result tables ml_fits, ml_fixed_effects, ml_variance_components, ml_group_effects of fit {fit_id} "
-               f"are in {into}", err=True)  # fmt: skip
-
-
-@contextmanager
-def _connection(database: Path | None) -> Iterator[duckdb.DuckDBPyConnection | None]:
-    if database is None:
-        yield None
-        return
-    with opened(database, read_only=True) as con:
-        yield con
-
-
-def _formula(text: str) -> str:
-    """A formula, or the content of a file that holds it."""
-    if "~" in text or "=" in text:
-        return text
-    path = Path(text)
-    try:
-        return path.read_text(encoding="utf-8") if path.is_file() else text
-    except UnicodeDecodeError as error:
-        raise FormulaError(f"the formula file {text} is not text in UTF-8") from error
-
-
-def _method(text: str) -> Method:
-    chosen: dict[str, Any] = {"REML": "REML", "ML": "ML"}
-    if text.upper() not in chosen:
-        raise typer.BadParameter(f"{text!r} is neither REML nor ML", param_hint="--method")
-    method: Method = chosen[text.upper()]
-    return method

@@ -14,7 +14,8 @@ from polars.testing import assert_frame_equal
 import mlsql
 
 Con = duckdb.DuckDBPyConnection
-TABLES = ("fits", "fixed_effects", "variance_components", "group_effects")
+COUNTED = ("fits", "fixed_effects", "variance_components", "group_effects")
+TABLES = (*COUNTED, "fixed_covariances", "group_covariances", "group_means", "terms")
 
 COLUMNS = {
     "fits": {
@@ -42,6 +43,18 @@ COLUMNS = {
         "ols_estimate": "DOUBLE", "ols_std_error": "DOUBLE", "ols_coefficient": "DOUBLE", "reliability": "DOUBLE",
         "n": "BIGINT",
     },
+    "fixed_covariances": {"fit_id": "VARCHAR", "term1": "VARCHAR", "term2": "VARCHAR", "covariance": "DOUBLE"},
+    "group_covariances": {
+        "fit_id": "VARCHAR", "group": "VARCHAR", "key": "VARCHAR", "effect1": "VARCHAR", "term1": "VARCHAR",
+        "effect2": "VARCHAR", "term2": "VARCHAR", "covariance": "DOUBLE",
+    },
+    "group_means": {
+        "fit_id": "VARCHAR", "group": "VARCHAR", "key": "VARCHAR", "variable": "VARCHAR", "mean": "DOUBLE",
+    },
+    "terms": {
+        "fit_id": "VARCHAR", "part": "VARCHAR", "position": "BIGINT", "term": "VARCHAR", "sql": "VARCHAR",
+        "in_table": "VARCHAR",
+    },
 }  # fmt: skip
 
 
@@ -50,7 +63,7 @@ def names(con: Con) -> list[str]:
 
 
 def counts(con: Con, prefix: str = "ml_") -> list[int]:
-    return [con.sql(f'SELECT count(*) FROM "{prefix}{t}"').fetchall()[0][0] for t in TABLES]
+    return [con.sql(f'SELECT count(*) FROM "{prefix}{t}"').fetchall()[0][0] for t in COUNTED]
 
 
 @pytest.fixture
@@ -168,12 +181,25 @@ def test_a_table_of_that_name_with_other_columns(fitted: mlsql.Fit, store: Con, 
 
 def test_earlier_fits_survive_a_failure(con: Con, fitted: mlsql.Fit, store: Con) -> None:
     fitted.to_tables(store)
-    store.execute("ALTER TABLE ml_group_effects DROP COLUMN reliability")
+    store.execute("ALTER TABLE ml_group_effects ALTER term TYPE INTEGER USING 1")
     with pytest.raises(mlsql.StoreError):
         mlsql.fit("y ~ x + (1 | g)", "t", con=con).to_tables(store)
     with pytest.raises(mlsql.StoreError):
         fitted.to_tables(store)
     assert counts(store) == [1, 5, 4, 24]
+
+
+def test_a_table_of_an_older_version_gets_the_columns_that_it_lacks(con: Con, fitted: mlsql.Fit, store: Con) -> None:
+    fitted.to_tables(store)
+    store.execute("ALTER TABLE ml_group_effects DROP COLUMN reliability; ALTER TABLE ml_fits DROP COLUMN written_at")
+    store.execute("DROP TABLE ml_terms; ALTER TABLE ml_fixed_effects ADD COLUMN newer INTEGER")
+    other = mlsql.fit("y ~ x + (1 | g)", "t", con=con)
+    other.to_tables(store)
+    assert counts(store) == [2, 7, 6, 36]
+    query = "SELECT fit_id, count(*), count(reliability) FROM ml_group_effects GROUP BY 1"
+    assert sorted(store.sql(query).fetchall()) == sorted([(fitted.fit_id, 24, 0), (other.fit_id, 12, 12)])
+    assert store.sql("SELECT fit_id FROM ml_fits WHERE written_at IS NULL").fetchall() == [(fitted.fit_id,)]
+    assert store.sql("SELECT DISTINCT fit_id FROM ml_terms").fetchall() == [(other.fit_id,)]
 
 
 def test_inside_the_users_transaction_that_is_rolled_back(fitted: mlsql.Fit, store: Con) -> None:

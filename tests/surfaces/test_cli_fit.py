@@ -1,7 +1,11 @@
-"""`mlsql fit` inside the test's process: every option, what is printed, what is stored."""
+"""`mlsql fit`: every option, what is printed as text and as JSON, what is stored."""
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +15,39 @@ import pytest
 
 import mlsql
 
+Command = Callable[..., subprocess.CompletedProcess[str]]
 FORMULA = "mathach ~ group_center(ses) + (group_center(ses) | school)"
+SMALL = "mathach ~ ses + (1 | school)"
+SINGULAR = "yield ~ 1 + (1 | batch)"
 EQUATIONS = """
 # a slope for every school
 mathach = b0 + b1*group_center(ses) + r
 b0 = g00 + g01*sector + u0
 b1 = g10 + u1
 """
-TABLES = ["ml_fits", "ml_fixed_effects", "ml_group_effects", "ml_variance_components"]
+TABLES = [
+    *("ml_fits", "ml_fixed_covariances", "ml_fixed_effects", "ml_group_covariances", "ml_group_effects"),
+    *("ml_group_means", "ml_terms", "ml_variance_components"),
+]
+
+
+def strict_json(text: str) -> Any:
+    """JSON as its standard has it: no NaN, no Infinity."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
 
 
 def stored(path: Path, statement: str) -> list[tuple[Any, ...]]:
     with duckdb.connect(str(path), read_only=True) as con:
         return con.execute(statement).fetchall()
+
+
+@pytest.fixture(scope="session")
+def fitted(hsb: str) -> mlsql.Fit:
+    return mlsql.fit(SMALL, hsb)
 
 
 @pytest.fixture
@@ -72,13 +96,7 @@ def test_into_writes_the_tables_of_the_fit(invoke: Any, hsb: str, tmp_path: Path
     found = invoke("fit", "--data", hsb, "--formula", FORMULA, "--into", str(results))
     fit = mlsql.fit(FORMULA, hsb)
     assert found.code == 0
-    assert (
-        found.stderr.split()
-        == (
-            f"result tables ml_fits, ml_fixed_effects, ml_variance_components, ml_group_effects of fit {fit.fit_id} "
-            f"are in {results}"
-        ).split()
-    )
+    assert found.stderr == f"the result tables of fit {fit.fit_id} are in {results}\n"
     assert stored(results, "SELECT table_name FROM duckdb_tables() ORDER BY ALL") == [(t,) for t in TABLES]
     assert stored(results, "SELECT fit_id, deviance, status FROM ml_fits") == [(fit.fit_id, fit.deviance, "converged")]
     estimates = stored(results, "SELECT term, estimate FROM ml_fixed_effects")
@@ -210,3 +228,119 @@ def test_results_are_not_lost_in_a_file_of_another_format(invoke: Any, hsb: str,
     assert found.code == 1
     assert type(found.exception) is mlsql.StoreError
     assert (tmp_path / "results.parquet").read_bytes() == before
+
+
+# fit: JSON
+
+
+def test_json_holds_the_numbers_of_python(invoke: Any, hsb: str, fitted: mlsql.Fit) -> None:
+    found = invoke("fit", "--data", hsb, "--formula", SMALL, "--json")
+    assert found.code == 0
+    assert found.stderr == ""
+    document = strict_json(found.stdout)
+    assert document["fit_id"] == fitted.fit_id
+    assert document["source"] == hsb
+    statistics = fitted.statistics.to_dicts()[0]
+    assert {name: document[name] for name in statistics} == statistics
+    assert document["fixed_effects"] == fitted.inference().to_dicts()
+    assert document["variance_components"] == fitted.variance_components.to_dicts()
+    assert document["warnings"] == list(fitted.warnings)
+    assert document["dropped"] == []
+
+
+@pytest.mark.parametrize(
+    ("df", "vcov"), [("hlm", "model"), ("residual", "CR0"), ("satterthwaite", "CR2"), ("between_within", "CR1")]
+)
+def test_df_and_vcov(invoke: Any, hsb: str, fitted: mlsql.Fit, df: Any, vcov: Any) -> None:
+    arguments = ("fit", "--data", hsb, "--formula", SMALL, "--df", df, "--vcov", vcov)
+    document = strict_json(invoke(*arguments, "--json").stdout)
+    assert document["fixed_effects"] == fitted.inference(df, vcov).to_dicts()
+    assert {row["vcov"] for row in document["fixed_effects"]} == {vcov}
+    assert invoke(*arguments).stdout == fitted.summary(df, vcov) + "\n"
+
+
+def test_infinite_degrees_of_freedom_are_null(invoke: Any, hsb: str) -> None:
+    document = strict_json(invoke("fit", "--data", hsb, "--formula", SMALL, "--df", "normal", "--json").stdout)
+    assert [row["df"] for row in document["fixed_effects"]] == [None, None]
+    assert {row["df_method"] for row in document["fixed_effects"]} == {"normal"}
+
+
+def test_names_keep_their_letters_in_json(invoke: Any, tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text("größe,x,klasse\n" + "".join(f"{i * 7 % 11},{i * 5 % 7},k{i // 5}\n" for i in range(40)))
+    found = invoke("fit", "--data", str(path), "--formula", "größe ~ x + (1 | klasse)", "--json")
+    assert found.code in (0, 3)
+    assert "größe" in found.stdout
+    assert strict_json(found.stdout)["formula"].startswith("größe ~")
+
+
+def test_a_singular_fit_is_json_and_code_3(command: Command, level_batches: str) -> None:
+    done = command("fit", "--data", level_batches, "--formula", SINGULAR, "--json", "--into", "r.duckdb")
+    assert done.returncode == 3
+    document = strict_json(done.stdout)
+    assert (document["status"], document["singular"], document["converged"]) == ("singular", True, True)
+    assert done.stderr == f"the result tables of fit {document['fit_id']} are in r.duckdb\n"
+
+
+# fit: statements
+
+
+def test_trace_shows_each_statement_on_stderr(invoke: Any, hsb: str) -> None:
+    found = invoke("fit", "--data", hsb, "--formula", SMALL, "--json", "--trace")
+    assert strict_json(found.stdout)["n_rows"] == 7185
+    lines = re.findall(r"^-- (.+): (\d+\.\d{3}) s, ([\d,]+) rows$", found.stderr, re.M)
+    answered = {step: count for step, _, count in lines}
+    assert answered["survey of data"] == "1"
+    assert answered["moments by group"] == "160"
+    with duckdb.connect() as con:
+        assert len(con.extract_statements(found.stderr)) == len(lines)
+
+
+@pytest.mark.parametrize("source", ["file", "table"])
+def test_dry_run_prints_the_plan_and_touches_nothing(invoke: Any, hsb: str, tmp_path: Path, source: str) -> None:
+    given = ["--data", hsb]
+    if source == "table":
+        with duckdb.connect(str(tmp_path / "warehouse.duckdb")) as con:
+            con.execute(f"CREATE TABLE pupils AS FROM '{hsb}'")
+        given = ["--data", "pupils", "--database", str(tmp_path / "warehouse.duckdb")]
+    before = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
+    given += ["--formula", SMALL, "--method", "ML"]
+    into, save = str(tmp_path / "results.duckdb"), str(tmp_path / "fit.parquet")
+    found = invoke("fit", *given, "--dry-run", "--into", into, "--save", save)
+    assert found.code == 0
+    assert found.stdout == invoke("plan", *given).stdout
+    assert found.stderr == ""
+    assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before
+
+
+# fit: what is kept
+
+
+def test_history_keeps_the_rows_that_a_rerun_replaces(invoke: Any, hsb: str, tmp_path: Path) -> None:
+    results = tmp_path / "results.duckdb"
+    arguments = ("fit", "--data", hsb, "--formula", SMALL, "--into", str(results))
+    invoke(*arguments)
+    (first,) = stored(results, "SELECT epoch_us(written_at) FROM ml_fits")
+    for _ in range(2):
+        assert invoke(*arguments, "--history").code == 0
+    assert stored(results, "SELECT count(*) FROM ml_fits") == [(1,)]
+    assert stored(results, "SELECT count(*), count(DISTINCT replaced_at) FROM ml_history_fits") == [(2, 2)]
+    assert stored(results, "SELECT min(epoch_us(written_at)) FROM ml_history_fits") == [first]
+    assert stored(results, "SELECT count(*) FROM ml_history_fixed_effects") == [(4,)]
+    # without the option a rerun replaces, and what is past stays
+    invoke(*arguments)
+    assert stored(results, "SELECT count(*) FROM ml_history_fits") == [(2,)]
+
+
+def test_history_without_into_is_a_usage_error(invoke: Any, hsb: str) -> None:
+    found = invoke("fit", "--data", hsb, "--formula", SMALL, "--history")
+    assert found.code == 2
+    assert "--history belongs to --into" in found.stderr
+
+
+def test_a_saved_fit_is_the_fit(invoke: Any, hsb: str, fitted: mlsql.Fit, tmp_path: Path) -> None:
+    path = tmp_path / "fit.parquet"
+    found = invoke("fit", "--data", hsb, "--formula", SMALL, "--save", str(path))
+    assert found.code == 0
+    assert found.stderr == f"the fit is saved in {path}\n"
+    assert mlsql.load(path).summary() == fitted.summary()
