@@ -16,12 +16,12 @@ from mlsql.formula.terms import Atom
 Table = Literal["rows", "level2"]
 Role = Literal["outcome", "key", "weight", "offset", "numeric", "factor"]
 
-_NUMERIC = (
+NUMERIC = (
     "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT",
     "FLOAT", "DOUBLE", "DECIMAL", "BIGNUM",
 )  # fmt: skip
 _NO_KEY = ("STRUCT", "MAP", "UNION", "INTERVAL", "BIGNUM", "BIT", "VARIANT")
-_FACTOR = ("VARCHAR", "BOOLEAN", "ENUM")
+FACTOR = ("VARCHAR", "BOOLEAN", "ENUM")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def _family(dtype: str) -> str:
     kind = dtype.split("(", maxsplit=1)[0].upper()
     if kind in ("VARCHAR", "ENUM"):
         return "text"
-    return "number" if kind in _NUMERIC else kind
+    return "number" if kind in NUMERIC else kind
 
 
 def outcome_sql(spec: ModelSpec) -> str:
@@ -187,15 +187,15 @@ def classify(candidate: Candidate, dtype: str) -> Input:
             )
         return Input(candidate.name, candidate.sql, "key", candidate.table, dtype)
     if candidate.role in ("outcome", "weight", "offset"):
-        if kind not in _NUMERIC:
+        if kind not in NUMERIC:
             raise DataError(
                 f"the {candidate.role} {candidate.name} has type {dtype}; it must be numeric: "
                 f"convert it in the formula, for instance I(CAST({candidate.sql} AS DOUBLE))"
             )
         return Input(candidate.name, candidate.sql, candidate.role, candidate.table, dtype)
-    if candidate.categorical or kind in _FACTOR:
+    if candidate.categorical or kind in FACTOR:
         return Input(candidate.name, candidate.sql, "factor", candidate.table, dtype)
-    if kind not in _NUMERIC:
+    if kind not in NUMERIC:
         raise DataError(
             f"predictor {candidate.name} has type {dtype}, which is neither a number nor a category: "
             "convert it, for instance I(date_diff('day', DATE '2020-01-01', d)) for a date, or C(x) for categories"

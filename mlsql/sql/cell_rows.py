@@ -8,7 +8,7 @@ from sqlglot import exp
 
 from mlsql.design import cells
 from mlsql.design.cells import CellLayout
-from mlsql.design.schema import _NUMERIC
+from mlsql.design.schema import NUMERIC
 from mlsql.sql.cell_types import Expr, all_of, any_of, is_type, named, not_null, type_of, typed_as
 from mlsql.sql.syntax import call, column, name, number, scalar
 
@@ -116,9 +116,13 @@ def unmatched_row(layout: CellLayout) -> exp.Select:
 
 
 def same_key(a: Expr, b: Expr) -> Expr:
-    """Equal keys; those of different kinds match nothing instead of failing, since the answer's types are compared."""
-    kinds = exp.EQ(this=is_type(a, _NUMERIC), expression=is_type(b, _NUMERIC))
-    return exp.Case(ifs=[exp.If(this=kinds, true=exp.EQ(this=a, expression=b))])
+    """Equal keys; those of different kinds match nothing instead of failing, since the answer's types are compared.
+
+    Each side is an expression of its own table, so that the engine can join by hashing.
+    """
+    kinds = exp.EQ(this=is_type(a, NUMERIC), expression=is_type(b, NUMERIC))
+    left, right = (exp.Case(ifs=[exp.If(this=kinds.copy(), true=side)]) for side in (a, b))
+    return exp.EQ(this=left, expression=right)
 
 
 def pivot_row(layout: CellLayout) -> exp.Select:

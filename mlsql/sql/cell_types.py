@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sqlglot import exp
 
-from mlsql.design.schema import _FACTOR, _NUMERIC
+from mlsql.design.schema import FACTOR, NUMERIC
 from mlsql.sql.syntax import call, name, scalar
 
 Expr = exp.Expr
@@ -27,13 +27,13 @@ def as_number(sql: str) -> Expr:
     """The value in double precision, NULL where it is no number."""
     tree = scalar(sql)
     double = exp.TryCast(this=tree.copy(), to=_TYPES["DOUBLE"].copy())
-    return exp.Case(ifs=[exp.If(this=is_type(tree, _NUMERIC), true=double)])
+    return exp.Case(ifs=[exp.If(this=is_type(tree, NUMERIC), true=double)])
 
 
 def as_label(sql: str, category: bool) -> Expr:
     """The value as a category, NULL where it is none."""
     tree = scalar(sql)
-    return tree if category else exp.Case(ifs=[exp.If(this=is_type(tree, _FACTOR), true=tree.copy())])
+    return tree if category else exp.Case(ifs=[exp.If(this=is_type(tree, FACTOR), true=tree.copy())])
 
 
 def has_value(tree: Expr) -> Expr:

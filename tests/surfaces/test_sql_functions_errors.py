@@ -159,3 +159,9 @@ def test_quotes_in_a_name_stay_text(con: duckdb.DuckDBPyConnection) -> None:
     con.execute(f"CREATE OR REPLACE TEMP TABLE odd AS SELECT *, ses AS {name} FROM hsb")
     found = con.execute("SELECT count(*) FROM ml_fixed_effects($1, 'odd')", [f"mathach ~ {name} + (1 | school)"])
     assert found.fetchall() == [(2,)]
+
+
+def test_too_many_cells_are_refused(con: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlsql.design.cells.MAX_SUMS", 1000)
+    text = one_line(message(con, "mathach ~ C(size) + ses + (1 | school)"))
+    assert text.startswith("there are more than 142 combinations of school and the levels of factors")

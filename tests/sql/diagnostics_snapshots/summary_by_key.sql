@@ -58,18 +58,18 @@ FROM (
     )
     SELECT
       "mlsql by 0",
-      "math" - (
+      NULLIF("math", CAST('NaN' AS DOUBLE)) - (
         10 + 1 * "mlsql x 0" + 2 * "mlsql x 1" + 3 * "mlsql x 2" + 4 * "mlsql x 3"
       ) AS "residual_population",
       CASE
         WHEN NOT "mlsql u 0" IS NULL
-        THEN "math" - (
+        THEN NULLIF("math", CAST('NaN' AS DOUBLE)) - (
           10 + 1 * "mlsql x 0" + 2 * "mlsql x 1" + 3 * "mlsql x 2" + 4 * "mlsql x 3"
         ) - (
           COALESCE("mlsql u 0", 0) * "mlsql z 0" + COALESCE("mlsql u 1", 0) * "mlsql z 1"
         )
       END AS "residual",
-      "math" - (
+      NULLIF("math", CAST('NaN' AS DOUBLE)) - (
         10 + 1 * "mlsql x 0" + 2 * "mlsql x 1" + 3 * "mlsql x 2" + 4 * "mlsql x 3"
       ) - (
         "mlsql ols 0" * "mlsql z 0" + "mlsql ols 1" * "mlsql z 1"
@@ -77,7 +77,7 @@ FROM (
       CASE
         WHEN NOT "mlsql u 0" IS NULL
         THEN (
-          "math" - (
+          NULLIF("math", CAST('NaN' AS DOUBLE)) - (
             10 + 1 * "mlsql x 0" + 2 * "mlsql x 1" + 3 * "mlsql x 2" + 4 * "mlsql x 3"
           ) - (
             COALESCE("mlsql u 0", 0) * "mlsql z 0" + COALESCE("mlsql u 1", 0) * "mlsql z 1"
