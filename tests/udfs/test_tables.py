@@ -138,7 +138,9 @@ def odd(con: duckdb.DuckDBPyConnection) -> str:
 @pytest.mark.parametrize("columns", ["g, y, x", "n, mean, outcome", '"two words", mean, predictor'])
 def test_columns_of_any_name(con: duckdb.DuckDBPyConnection, odd: str, columns: str) -> None:
     found = con.execute(f"SELECT estimate FROM ml_slopes('{odd}', {columns})").fetchall()
-    assert found == con.execute("SELECT estimate FROM ml_slopes('hsb', mathach, ses, school)").fetchall()
+    plain = con.execute("SELECT estimate FROM ml_slopes('hsb', mathach, ses, school)").fetchall()
+    # threads add the rows up in an order of their own
+    assert [row[0] for row in found] == pytest.approx([row[0] for row in plain], rel=SUMS)
     per_group = con.execute(f"SELECT sum(slope), count(*) FROM ml_group_regressions('{odd}', {columns})").fetchall()
     expected = con.execute(
         "SELECT sum(slope), count(*) FROM ml_group_regressions('hsb', mathach, ses, school)"
