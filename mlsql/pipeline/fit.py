@@ -95,18 +95,7 @@ def fit(
     found = optimise(Deviance(statistics, spec.method), max_evaluations=max_evaluations)
     seconds = {**analysis.seconds, "optimise": time.perf_counter() - started}
     seconds["pack"] += started - assembled
-    estimates = Estimates(
-        design=analysis.design,
-        moments=analysis.moments,
-        statistics=statistics,
-        L=Covariance(statistics.blocks).factor(found.theta),
-        evaluation=found.evaluation,
-        status=found.status,
-        converged=found.converged,
-        singular=found.singular,
-        evaluations=found.evaluations,
-        promised=found.promised,
-    )
+    estimates = Estimates.at_optimum(analysis.design, analysis.moments, statistics, found)
     return _fit(estimates, analysis, inputs, seconds)
 
 

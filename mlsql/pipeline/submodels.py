@@ -13,7 +13,6 @@ from mlsql.design.schema import Candidate, classify, outcome_sql
 from mlsql.errors import DesignError, FitError
 from mlsql.formula.spec import ModelSpec, parse_model
 from mlsql.formula.terms import INTERCEPT, Atom, RandomBlock, Term
-from mlsql.likelihood.covariance import Covariance
 from mlsql.likelihood.gaussian import Deviance
 from mlsql.moments.moments import Moments
 from mlsql.moments.select import select, varying_inputs
@@ -83,18 +82,7 @@ def submodel_estimates(
         raise DesignError(collinear_message(collinear[0]) + "; leave it out")
     statistics = assemble(design, moments)
     found = optimise(Deviance(statistics, design.spec.method), max_evaluations=200)
-    return Estimates(
-        design=design,
-        moments=moments,
-        statistics=statistics,
-        L=Covariance(statistics.blocks).factor(found.theta),
-        evaluation=found.evaluation,
-        status=found.status,
-        converged=found.converged,
-        singular=found.singular,
-        evaluations=found.evaluations,
-        promised=found.promised,
-    )
+    return Estimates.at_optimum(design, moments, statistics, found)
 
 
 def submodel_moments(

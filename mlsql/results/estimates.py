@@ -14,6 +14,7 @@ from mlsql.likelihood.covariance import Covariance
 from mlsql.likelihood.gaussian import Evaluation
 from mlsql.moments.moments import Moments
 from mlsql.moments.statistics import Statistics
+from mlsql.optimise.search import Optimum
 from mlsql.status import Status
 
 
@@ -47,6 +48,22 @@ class Estimates:
     singular: bool
     evaluations: int
     promised: float
+
+    @classmethod
+    def at_optimum(cls, design: Design, moments: Moments, statistics: Statistics, found: Optimum) -> Estimates:
+        """The estimates where the search ended."""
+        return cls(
+            design=design,
+            moments=moments,
+            statistics=statistics,
+            L=Covariance(statistics.blocks).factor(found.theta),
+            evaluation=found.evaluation,
+            status=found.status,
+            converged=found.converged,
+            singular=found.singular,
+            evaluations=found.evaluations,
+            promised=found.promised,
+        )
 
     @property
     def fixed_names(self) -> tuple[str, ...]:

@@ -17,7 +17,6 @@ from mlsql.design.design import build_design, check_survey
 from mlsql.engine.source import Source, make_source
 from mlsql.errors import DataError, DesignError
 from mlsql.formula.spec import ModelSpec, parse_model
-from mlsql.likelihood.covariance import Covariance
 from mlsql.likelihood.gaussian import Deviance
 from mlsql.moments.cells import moments_from_cells, survey_cells
 from mlsql.moments.statistics import assemble, collinear_columns
@@ -202,18 +201,7 @@ def fit_cells(answer: pa.StructArray) -> tuple[Call, Fit]:
     statistics = assemble(found.design, found.moments)
     packed = time.perf_counter()
     best = optimise(Deviance(statistics, call.spec.method), max_evaluations=200)
-    estimates = Estimates(
-        design=found.design,
-        moments=found.moments,
-        statistics=statistics,
-        L=Covariance(statistics.blocks).factor(best.theta),
-        evaluation=best.evaluation,
-        status=best.status,
-        converged=best.converged,
-        singular=best.singular,
-        evaluations=best.evaluations,
-        promised=best.promised,
-    )
+    estimates = Estimates.at_optimum(found.design, found.moments, statistics, best)
     seconds = {"survey": 0.0, "scan": 0.0, "pack": packed - started, "optimise": time.perf_counter() - packed}
     inputs = call.inputs
     warnings = (*found.warnings, *advice(estimates))
