@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mlsql.design.membership import Membership as Membership
     from mlsql.errors import DataError as DataError
     from mlsql.errors import DesignError as DesignError
     from mlsql.errors import FitError as FitError
@@ -47,6 +48,7 @@ _HOME = {
     "level_equations": "mlsql.formula.describe",
     "example_data": "mlsql.example",
     "Fit": "mlsql.pipeline.fitted",
+    "Membership": "mlsql.design.membership",
     "StepUp": "mlsql.pipeline.compare",
     "ModelSpec": "mlsql.formula.spec",
     "Plan": "mlsql.sql.plan",

@@ -1,6 +1,6 @@
 -- name: ml_coefficients
 -- arguments: fit_id VARCHAR (as in ml_fits), level DOUBLE := 0.95 (of the intervals), prefix VARCHAR := 'ml_' (of the result tables)
--- returns: one row per group and random coefficient: group, key, term, n, fixed_part (what the fixed effects predict), effect (empirical-Bayes residual), coefficient (their sum), std_error, conf_low, conf_high
+-- returns: one row per group and random coefficient: group, key, term, n, fixed_part (what the fixed effects predict), effect (empirical-Bayes residual), coefficient (their sum), std_error, conf_low, conf_high; NULL but for effect and n in a fit with several grouping factors, where the effects of one group are no whole coefficient
 -- needs: ml_probit
 -- summary: the coefficients of every group of a stored fit
 -- example: SELECT coefficient FROM ml_coefficients((SELECT fit_id FROM ml_fits)) WHERE key = '1224' AND term = '(Intercept)' -> 9.7397

@@ -7,7 +7,13 @@ CREATE OR REPLACE MACRO ml_score(fit_id, tbl, prefix := 'ml_') AS TABLE
 WITH checked AS (
     SELECT CASE WHEN (SELECT count(*) FROM query_table(prefix || 'fits') AS f WHERE f.fit_id = fit_id) = 0
                 THEN error('there is no fit ' || coalesce(fit_id, 'NULL') || ' in ' || prefix || 'fits; FROM ' || prefix
-                           || 'fits shows which there are') END AS absent
+                           || 'fits shows which there are')
+                WHEN (SELECT count(DISTINCT v."group") FROM query_table(prefix || 'variance_components') AS v
+                      WHERE v.fit_id = fit_id AND v.term1 IS NOT NULL) > 1
+                     OR (SELECT count(*) FROM query_table(prefix || 'terms') AS t
+                         WHERE t.fit_id = fit_id AND t.part = 'key' AND t.in_table = 'membership') > 0
+                THEN error('the fit ' || fit_id || ' has several grouping factors or a membership, and ml_score knows '
+                           || 'one group of each row; use Fit.predict') END AS absent
 ), fixed AS (
     SELECT e.term AS name, e.estimate AS beta, row_number() OVER (ORDER BY e.term) AS place
     FROM query_table(prefix || 'fixed_effects') AS e WHERE e.fit_id = fit_id

@@ -6,13 +6,18 @@
 -- example: SELECT ml_score_sql((SELECT fit_id FROM ml_fits), 'hsb', 'school') LIKE 'WITH mlsql_lines AS (SELECT school AS row_id%' -> True
 CREATE OR REPLACE MACRO ml_score_sql(fit_id, tbl, row_id, prefix := 'ml_') AS (
     WITH terms AS (
-        SELECT t.part, t.position, if(t.part = 'offset', 'offset(' || t.term || ')', t.term) AS name, t.sql
+        SELECT t.part, t.position, t.in_table, if(t.part = 'offset', 'offset(' || t.term || ')', t.term) AS name, t.sql
         FROM query_table(prefix || 'terms') AS t WHERE t.fit_id = fit_id
     ), keys AS (
         -- several key columns make one text, as in the result tables: ["DE", "17"]
         SELECT CASE WHEN count(*) = 0
                     THEN error('there is no fit ' || coalesce(fit_id, 'NULL') || ' in ' || prefix || 'terms; FROM '
                                || prefix || 'fits shows which there are')
+                    WHEN (SELECT count(DISTINCT v."group") FROM query_table(prefix || 'variance_components') AS v
+                          WHERE v.fit_id = fit_id AND v.term1 IS NOT NULL) > 1
+                         OR count(*) FILTER (in_table = 'membership') > 0
+                    THEN error('the fit ' || fit_id || ' has several grouping factors or a membership, and ml_score '
+                               || 'knows one group of each row; use Fit.predict')
                     WHEN count(*) = 1 THEN printf($$CAST(%s AS VARCHAR)$$, any_value(sql))
                     ELSE printf($$'[' || concat_ws(', ', %s) || ']'$$,
                                 string_agg(printf($$to_json(CAST(%s AS VARCHAR))$$, sql), ', ' ORDER BY position))

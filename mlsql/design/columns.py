@@ -37,6 +37,8 @@ class Variable:
     centering : {"none", "group", "grand"}
     pivot : float
         Subtracted in the query.
+    group : str or None
+        The factor whose means are meant, in a model with several; None otherwise.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Variable:
     origin: Literal["rows", "level2", "group_mean"]
     centering: Centering
     pivot: float
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

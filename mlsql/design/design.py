@@ -12,6 +12,7 @@ from mlsql.design.schema import Input, Schema
 from mlsql.design.survey import Survey
 from mlsql.errors import DataError, DesignError
 from mlsql.formula.spec import ModelSpec
+from mlsql.formula.terms import Atom
 
 Layout = Literal["lean", "full"]
 
@@ -151,13 +152,19 @@ def build_design(
         if any(not t.atoms for t in spec.fixed):
             _refuse_constants(survey)
     facts = _facts(schema, survey, varying)
-    variables = {atom: atom_variables(atom, schema, facts) for atom in spec.atoms}
+    variables = {atom: _of_factor(atom, spec, atom_variables(atom, schema, facts)) for atom in spec.atoms}
     fixed = tuple(c for c in code_terms(spec.fixed, variables) if c.name not in excluded)
     random = tuple(code_terms(b.terms, variables) for b in spec.random)
     fixed_part = _part(fixed, pivotable([fixed]))
     # a block can absorb a pivot only by itself, since its covariance matrix is its own
     blocks = tuple(_part(block, pivotable([block])) for block in random)
     return _with_sources(spec, schema, survey, facts, fixed_part, blocks)
+
+
+def _of_factor(atom: Atom, spec: ModelSpec, variables: tuple[Variable, ...]) -> tuple[Variable, ...]:
+    """Variables that are means or deviations within groups say of which factor, where the model has several."""
+    factor = None if atom.group is None or len(spec.factors) == 1 else spec.factor(atom.group)
+    return variables if factor is None else tuple(replace(v, group=factor.name) for v in variables)
 
 
 def _part(columns: tuple[Column, ...], pivoted: frozenset[Variable]) -> Part:

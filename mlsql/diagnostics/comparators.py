@@ -76,7 +76,7 @@ def total_regression(estimates: Estimates, products: Array) -> Regression:
     ----------
     estimates : Estimates
     products : (p+1, p+1, J)
-        [X y]'W[X y] by group, internal columns.
+        [X y]'W[X y] by group, internal columns; with several factors by whatever the robust matrix is to be robust to.
     """
     stats = estimates.statistics
     return _regress(estimates, products, np.diag(stats.XytXy), stats.n_rows, "the regression on rows")
@@ -92,7 +92,7 @@ def between_regression(estimates: Estimates, weighted: bool) -> Regression:
     weighted : bool
         Give each point the group's number of rows (sum of weights); else all count the same.
     """
-    stats, W = estimates.statistics, estimates.moments.sums[0]
+    stats, W = estimates.grouped, estimates.moments.sums[0]
     means = group_sums(estimates) / W
     v = W if weighted else np.ones_like(W)
     products = means[:, None] * means * v
@@ -109,7 +109,7 @@ def within_regression(estimates: Estimates, products: Array) -> Regression:
     estimates, products
         As for `total_regression`.
     """
-    stats, W = estimates.statistics, estimates.moments.sums[0]
+    stats, W = estimates.grouped, estimates.moments.sums[0]
     sums = group_sums(estimates)
     inside = products - sums[:, None] * sums / W
     points = stats.n_rows - stats.n_groups
@@ -121,7 +121,7 @@ def group_sums(estimates: Estimates) -> Array:
     design, moments = estimates.design, estimates.moments
     cross = Cross(design, moments)
     columns = fixed_and_outcome(Shifts(design, moments), design)
-    scale = np.append(estimates.statistics.x_scale, 1.0)
+    scale = np.append(estimates.grouped.x_scale, 1.0)
     return np.asarray(np.array([cross.by_group(c, [(0, 1.0)]) for c in columns]) / scale[:, None])
 
 
@@ -162,14 +162,14 @@ class DesignEffect:
 
 
 def design_effect(estimates: Estimates) -> DesignEffect | None:
-    """The design effect; None when the model has no random intercept.
+    """The design effect; None when the model has no random intercept, or several grouping factors.
 
     With weights sigma2 is taken at the average weight.
     """
     position = next((q for q, c in enumerate(estimates.design.random) if not c.variables), None)
-    if position is None:
+    if position is None or estimates.levels is not None:
         return None
-    stats, total = estimates.statistics, float(estimates.moments.sums[0].sum())
+    stats, total = estimates.grouped, float(estimates.moments.sums[0].sum())
     tau, s2 = float(estimates.T[position, position]), estimates.sigma2 * stats.n_rows / total
     size = stats.n_rows / stats.n_groups
     icc = tau / (tau + s2)

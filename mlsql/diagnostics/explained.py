@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from mlsql.design.columns import Column, Variable
-from mlsql.design.design import Design
+from mlsql.errors import FitError
+from mlsql.likelihood.objective import make_deviance
 from mlsql.moments.cross import Cross, part_pieces
 from mlsql.moments.shifts import Shifts
 from mlsql.results.estimates import Estimates
 from mlsql.results.points import random_intercept
-from mlsql.results.same_data import same_groups
+from mlsql.results.same_data import same_factors, same_grouping, same_groups, same_rows
 
 Measure = Literal["raudenbush_bryk", "snijders_bosker", "nakagawa_marginal", "nakagawa_conditional"]
 
@@ -27,9 +28,9 @@ class Explained:
     ----------
     measure : str
     level : int or None
-        None where the measure belongs to the whole model.
+        None where the measure belongs to the whole model; of nested factors the finest is level 2, of crossed ones all.
     term : str or None
-        The random coefficient of a level-2 variance.
+        The random coefficient of a variance above level 1, after its factor where there are several: `school: ses`.
     baseline_value, model_value : float
         The variances compared; for Nakagawa's measures the model's total variance and what is not explained of it.
     proportion : float
@@ -74,28 +75,54 @@ def explained_variance(estimates: Estimates, baseline: Estimates | None) -> list
     """
     found = []
     if baseline is not None:
-        same_groups(estimates, baseline)
-        found = [*raudenbush_bryk(estimates, baseline), *snijders_bosker(estimates, baseline)]
+        _same_data(estimates, baseline)
+        found = raudenbush_bryk(estimates, baseline)
+        if estimates.levels is None:
+            found += snijders_bosker(estimates, baseline)
     return [*found, *nakagawa(estimates)]
+
+
+def _same_data(estimates: Estimates, baseline: Estimates) -> None:
+    if estimates.levels is None and baseline.levels is None:
+        same_groups(estimates, baseline)
+        return
+    if estimates.levels is None or baseline.levels is None or not same_factors(estimates, baseline):
+        raise FitError(
+            f"the model has random effects of {estimates.design.spec.group}, the baseline of "
+            f"{baseline.design.spec.group}: variances are compared between models with the same grouping factors"
+        )
+    same_rows(estimates, baseline)
+    if same_grouping(estimates, baseline):
+        same_groups(estimates, baseline)
 
 
 def raudenbush_bryk(estimates: Estimates, baseline: Estimates) -> list[Explained]:
     """Reduction of sigma2 (4.20) and of each tau_qq (4.12, 4.24).
 
     A tau_qq is compared only when both models have the same level-1 predictors, centred alike, and the same random
-    coefficients: otherwise the two variances are of different quantities.
+    coefficients: otherwise the two variances are of different quantities.  With several factors that of a factor is
+    when the predictors that vary within its groups are the same.
     """
     problem = _other_method(estimates, baseline)
     found = [
         Explained.of("raudenbush_bryk", 1, None, baseline.sigma2, estimates.sigma2, problem, valid=problem is None)
     ]
-    problem = problem or _other_level1(estimates, baseline)
-    before = {_signature(c.variables): float(baseline.T[i, i]) for i, c in enumerate(baseline.design.random)}
+    before = {_place(baseline, i): float(baseline.T[i, i]) for i in range(len(baseline.design.random))}
     for i, column in enumerate(estimates.design.random):
-        base = before.get(_signature(column.variables), float("nan"))
-        tau = float(estimates.T[i, i])
-        found.append(Explained.of("raudenbush_bryk", 2, column.name, base, tau, problem, valid=problem is None))
+        different = problem or _other_below(estimates, baseline, i)
+        base, tau = before.get(_place(estimates, i), float("nan")), float(estimates.T[i, i])
+        term = column.name if estimates.levels is None else f"{estimates.factor_of(i)}: {column.name}"
+        level = _level(estimates, i)
+        found.append(Explained.of("raudenbush_bryk", level, term, base, tau, different, valid=different is None))
     return found
+
+
+def _level(estimates: Estimates, random: int) -> int:
+    """The level of a random coefficient: its factor's place in the nesting, 2 where factors are crossed."""
+    levels = estimates.levels
+    if levels is None or levels.top is None:
+        return 2
+    return 2 + next(i for i, t in enumerate(levels.structure.chain) if random in levels.columns[t])
 
 
 def snijders_bosker(estimates: Estimates, baseline: Estimates) -> list[Explained]:
@@ -103,7 +130,7 @@ def snijders_bosker(estimates: Estimates, baseline: Estimates) -> list[Explained
 
     Snijders & Bosker (1994), for random-intercept models.
     """
-    n = estimates.statistics.n_rows / estimates.statistics.n_groups
+    n = estimates.grouped.n_rows / estimates.grouped.n_groups
     problem, note = _other_method(estimates, baseline), f"for groups of the mean size, {n:.6g}"
     if not (random_intercept(estimates.design) and random_intercept(baseline.design)):
         problem = "defined for random intercepts: fit both models with (1 | group) alone to have it"
@@ -150,10 +177,9 @@ def fixed_variance(estimates: Estimates) -> float:
 
 
 def random_variance(estimates: Estimates) -> float:
-    """Mean of z'Tz over rows; without weights."""
-    stats = estimates.statistics
-    mean = stats.ZtZ.sum(axis=2) / stats.n_rows
-    return float(estimates.sigma2 * np.sum(estimates.L @ estimates.L.T * mean))
+    """Mean of z'Tz over rows, of all factors together; without weights."""
+    _, sums = make_deviance(estimates.statistics, estimates.design.spec.method).overlaps()
+    return float(estimates.sigma2 * np.sum(estimates.L @ estimates.L.T * sums)) / estimates.statistics.n_rows
 
 
 def _other_method(estimates: Estimates, baseline: Estimates) -> str | None:
@@ -161,20 +187,28 @@ def _other_method(estimates: Estimates, baseline: Estimates) -> str | None:
     return None if own == base else f"the model is fitted by {own}, the baseline by {base}: use one method for both"
 
 
-def _other_level1(estimates: Estimates, baseline: Estimates) -> str | None:
-    """Why variances of coefficients are not comparable: what is different at level 1."""
-    for what, signatures in (("level-1 predictors", _level1), ("random coefficients", _random)):
-        own, base = signatures(estimates.design), signatures(baseline.design)
-        parts = [
-            f"{', '.join(names[s] for s in names if s not in others)} only in the {where}"
-            for names, others, where in ((own, base, "model"), (base, own, "baseline"))
-            if names.keys() - others.keys()
-        ]
-        if parts:
-            return f"the {what} differ ({'; '.join(parts)}): the variances are of different quantities"
-    if _blocks(estimates.design) != _blocks(baseline.design):
+def _other_below(estimates: Estimates, baseline: Estimates, random: int) -> str | None:
+    """Why variances of a coefficient are not comparable: what is different below its level."""
+    what = "level-1 predictors"
+    if estimates.levels is not None:
+        what = f"predictors that vary within {estimates.factor_of(random)}"
+    apart = _apart(_varying(estimates, random), _varying(baseline, random))
+    if not apart:
+        what, apart = "random coefficients", _apart(_random(estimates), _random(baseline))
+    if apart:
+        return f"the {what} differ ({apart}): the variances are of different quantities"
+    if _blocks(estimates) != _blocks(baseline):
         return "the random coefficients are correlated in one model and not in the other (| and ||)"
     return None
+
+
+def _apart(own: Mapping[Any, str], base: Mapping[Any, str]) -> str:
+    """What only one of two models has."""
+    return "; ".join(
+        f"{', '.join(names[s] for s in names if s not in others)} only in the {where}"
+        for names, others, where in ((own, base, "model"), (base, own, "baseline"))
+        if names.keys() - others.keys()
+    )
 
 
 Signature = frozenset[tuple[str, str, str]]
@@ -185,14 +219,41 @@ def _signature(variables: Iterable[Variable]) -> Signature:
     return frozenset((v.sql, v.origin, v.centering) for v in variables)
 
 
-def _level1(design: Design) -> dict[Signature, str]:
-    parts = [Column(c.level1) for c in design.fixed.columns if c.level1]
-    return {_signature(c.variables): c.name for c in parts}
+Place = tuple[frozenset[str], Signature]
+"""A random coefficient: the columns of its factor, and its own."""
 
 
-def _random(design: Design) -> dict[Signature, str]:
-    return {_signature(c.variables): c.name for c in design.random}
+def _place(estimates: Estimates, random: int) -> Place:
+    design = estimates.design
+    factor = design.spec.factor(estimates.factor_of(random))
+    assert factor is not None
+    return factor.columns, _signature(design.random[random].variables)
 
 
-def _blocks(design: Design) -> frozenset[frozenset[Signature]]:
-    return frozenset(frozenset(_signature(c.variables) for c in block.columns) for block in design.blocks)
+def _varying(estimates: Estimates, random: int) -> dict[Signature, str]:
+    """The parts of the fixed columns that vary within the groups of a coefficient."""
+    design, moments = estimates.design, estimates.moments
+    constant: set[Variable] = set()
+    if estimates.levels is not None:
+        shifts, of = Shifts(design, moments), moments.incidence(estimates.factor_of(random))
+        upper = {v for c in design.fixed.columns for v in c.level2}
+        constant = {v for v in upper if of.constant(shifts.pivoted_values(v)) is not None}
+    parts = [
+        Column(c.level1 if estimates.levels is None else tuple(v for v in c.variables if v not in constant))
+        for c in design.fixed.columns
+    ]
+    return {_signature(c.variables): c.name for c in parts if c.variables}
+
+
+def _random(estimates: Estimates) -> dict[Place, str]:
+    columns, several = estimates.design.random, estimates.levels is not None
+    return {
+        _place(estimates, i): c.name + (f" of {estimates.factor_of(i)}" if several else "")
+        for i, c in enumerate(columns)
+    }
+
+
+def _blocks(estimates: Estimates) -> frozenset[frozenset[Place]]:
+    return frozenset(
+        frozenset(_place(estimates, i) for i in range(s.start, s.stop)) for s in estimates.covariance.slices
+    )

@@ -64,7 +64,7 @@ def one_step_influence(estimates: Estimates, products: Array) -> Influence:
     products : (p+1, p+1, J)
         [X y]'W[X y] by group, internal columns.
     """
-    stats, p, q, J = estimates.statistics, estimates.statistics.p, estimates.statistics.q, estimates.statistics.n_groups
+    stats, p, q, J = estimates.grouped, estimates.grouped.p, estimates.grouped.q, estimates.grouped.n_groups
     found = _Pieces(estimates)
     beta, errors, ratio = np.empty((p, J)), np.empty((p, J)), np.empty(J)
     gradient, sigma2_slope = np.empty((q, q, J)), np.empty(J)
@@ -95,7 +95,7 @@ class _Pieces:
     """Sums over all groups, in whitened columns where S_XX is the identity."""
 
     def __init__(self, estimates: Estimates) -> None:
-        self.stats, self.evaluation = estimates.statistics, estimates.evaluation
+        self.stats, self.evaluation = estimates.grouped, estimates.evaluation
         self.s2, self.reml = estimates.sigma2, estimates.design.spec.method == "REML"
         p = self.stats.p
         W = np.zeros((p + 1, p + 1))
@@ -168,7 +168,7 @@ def _component_changes(estimates: Estimates, gradient: Array, sigma2_slope: Arra
     # the inverse Hessian of the deviance is V / 2, without one of J groups J / (J - 1) times that
     change = 0.5 * (J / (J - 1.0)) * V @ slope
     distance = 0.5 * np.einsum("ij,ij->j", slope, change) * (J / (J - 1.0)) / len(change)
-    U, Lambda = estimates.statistics.u_transform, estimates.L @ estimates.L.T
+    U, Lambda = estimates.grouped.u_transform, estimates.L @ estimates.L.T
     moved = s2 * np.einsum("ij,iab->abj", change[:-1], D, optimize=True) + Lambda[:, :, None] * change[-1]
     moved = np.einsum("ab,bcj,dc->adj", U, moved, U, optimize=True)
     for s in information.blocks:

@@ -62,7 +62,7 @@ def distances(estimates: Estimates) -> Distances:
     2. Whiten by B: the score's variance becomes I + N N' - C V C'; directions that the data do not tell fall out.
     3. Whiten by I + N N': what is left of the identity is what the fixed effects do not take up.
     """
-    stats, J = estimates.statistics, estimates.statistics.n_groups
+    stats, J = estimates.grouped, estimates.grouped.n_groups
     # 1
     left, singular, _ = np.linalg.svd(estimates.L)
     r = int(np.sum(singular > FLAT * singular[0])) if singular[0] > 0 else 0

@@ -9,8 +9,9 @@ import numpy as np
 
 from mlsql._arrays import Array
 from mlsql.design.columns import Variable
+from mlsql.moments.levels import LevelStatistics
 from mlsql.moments.shifts import Shifts
-from mlsql.results.advice import HIGH_CORRELATION, LOW_RELIABILITY
+from mlsql.results.advice import HIGH_CORRELATION, LOW_RELIABILITY, random_labels
 from mlsql.results.components import homogeneity_tests
 from mlsql.results.estimates import Estimates
 from mlsql.results.measures import correlation
@@ -22,6 +23,11 @@ FEW_GROUPS = 30
 DETERMINED = 0.9
 BETWEEN = 0.05
 COVERED = 0.9
+
+FEW = (
+    "variances between groups are imprecise: use REML, df='satterthwaite' or 'kenward_roger', and likelihood "
+    "ratio or chi-square tests of variances rather than Wald tests"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +42,12 @@ class Rule:
 
 
 def broken_rules(estimates: Estimates) -> list[Rule]:
-    """Rules of thumb of Raudenbush & Bryk (chapters 5 and 9) that the fit breaks, as far as the fit alone can tell."""
+    """Rules of thumb of Raudenbush & Bryk (chapters 5 and 9) that the fit breaks, as far as the fit alone can tell.
+
+    Those on groups' own estimates, centring and equations are of two levels.
+    """
+    if estimates.levels is not None:
+        return [*_random_rules(estimates), *_factor_rules(estimates, estimates.levels)]
     return [
         *_random_rules(estimates),
         *_group_rules(estimates),
@@ -46,7 +57,7 @@ def broken_rules(estimates: Estimates) -> list[Rule]:
 
 
 def _random_rules(estimates: Estimates) -> Iterator[Rule]:
-    T, names = estimates.T, estimates.random_names
+    T, names = estimates.T, random_labels(estimates)
     for name, variance in zip(names, np.diag(T), strict=True):
         if variance == 0.0:
             yield Rule(
@@ -69,9 +80,13 @@ def _random_rules(estimates: Estimates) -> Iterator[Rule]:
                     f"|correlation| < {HIGH_CORRELATION}",
                     "the two carry the same information about groups: keep one random, or move the predictor's zero",
                 )  # fmt: skip
-    if len(names) > MANY_COEFFICIENTS:
+    # each factor has a matrix of its own
+    of = [estimates.factor_of(q) for q in range(len(names))]
+    for own in ([n for n, f in zip(names, of, strict=True) if f == factor] for factor in dict.fromkeys(of)):
+        if len(own) <= MANY_COEFFICIENTS:
+            continue
         yield Rule(
-            "number of random coefficients", ", ".join(names), float(len(names)), f"at most {MANY_COEFFICIENTS}",
+            "number of random coefficients", ", ".join(own), float(len(own)), f"at most {MANY_COEFFICIENTS}",
             f"{estimates.n_covariance_parameters} variances and covariances ask for much data: step up from fewer, "
             "keeping those with reliability and a chi-square test that speak for them",
         )  # fmt: skip
@@ -86,13 +101,19 @@ def _random_rules(estimates: Estimates) -> Iterator[Rule]:
                 )  # fmt: skip
 
 
+def _factor_rules(estimates: Estimates, levels: LevelStatistics) -> Iterator[Rule]:
+    for incidence in levels.incidences:
+        if incidence.n_groups < FEW_GROUPS:
+            yield Rule(
+                "number of groups", incidence.name, float(incidence.n_groups), f"at least {FEW_GROUPS}", FEW
+            )  # fmt: skip
+
+
 def _group_rules(estimates: Estimates) -> Iterator[Rule]:
     J, tests = estimates.statistics.n_groups, homogeneity_tests(estimates)
     if J < FEW_GROUPS:
         yield Rule(
-            "number of groups", estimates.design.spec.group, float(J), f"at least {FEW_GROUPS}",
-            "variances between groups are imprecise: use REML, df='satterthwaite' or 'kenward_roger', and likelihood "
-            "ratio or chi-square tests of variances rather than Wald tests",
+            "number of groups", estimates.design.spec.group, float(J), f"at least {FEW_GROUPS}", FEW
         )  # fmt: skip
     if tests[0].groups < DETERMINED * J:
         yield Rule(

@@ -143,8 +143,15 @@ def _centered_atom(name: str, shown: str, arguments: Sequence[Sequence[Token]], 
         return replace(inner, name=shown, kind="group_mean", group=group)
     if name == "group_center":
         if inner.kind == "group_mean":
-            raise FormulaError(f"{shown}: a group mean centred within its group is zero in every row; leave it out")
+            if group is None or inner.group is None or group.split() == inner.group.split():
+                raise FormulaError(f"{shown}: a group mean centred within its group is zero in every row; leave it out")
+            raise FormulaError(
+                f"{shown}: the mean over {inner.group} cannot be centred within {group}; compute that column in the "
+                "data's query"
+            )
         return replace(inner, name=shown, centering="group", group=group)
+    if group is not None and inner.group is not None and group.split() != inner.group.split():
+        raise FormulaError(f"{shown}: one group is {group}, the other {inner.group}; name the mean's group alone")
     return replace(inner, name=shown, centering="grand", group=group or inner.group)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from mlsql.errors import FormulaError
 from mlsql.formula.spec import ModelSpec
 from mlsql.formula.terms import INTERCEPT, Atom, Term
 
@@ -27,7 +28,17 @@ def coefficient_equations(spec: ModelSpec, level2: Collection[str] = ()) -> tupl
     level2 : collection of str
         Names of predictors that are constant within groups.  Group means always are; without data nothing else
         is known to be, so a predictor not listed counts as level 1.
+
+    Raises
+    ------
+    FormulaError
+        When the model has several grouping factors: which predictors are constant in which groups must be known.
     """
+    if len(spec.factors) > 1:
+        raise FormulaError(
+            f"the model has {len(spec.factors)} grouping factors ({spec.group}), and two-level equations are of one; "
+            "fit.equations() prints those of all"
+        )
     split: dict[Term, list[Term]] = {}
     for term in spec.fixed:
         lower = Term(tuple(a for a in term.atoms if not _is_level2(a, level2)))

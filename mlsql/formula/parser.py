@@ -6,6 +6,9 @@ product     := interaction (("*" | "/") interaction)*
 interaction := power (":" power)*
 power       := primary ("^" number)*
 primary     := 0 | 1 | name | name "(" anything ")" | "(" sum [("|" | "||") groups] ")"
+groups      := factor ("/" factor)*
+factor      := key (":" key)*
+key         := name | name "(" anything ")"
 """
 
 from __future__ import annotations
@@ -17,6 +20,11 @@ from mlsql.errors import FormulaError
 from mlsql.formula.atoms import call_atom, column_atom, offset_atom, split_arguments, sql_atom
 from mlsql.formula.terms import INTERCEPT, Atom, RandomBlock, Term
 from mlsql.formula.tokens import Token, double_quotes, tokenize
+
+_JOIN = (
+    "join the columns of one factor by ':', factors within factors by '/', without parentheses, and give each "
+    "further factor a random term of its own, (1 | a) + (1 | b)"
+)
 
 
 @dataclass(slots=True)
@@ -64,6 +72,23 @@ def parse_formula(text: str) -> ParsedFormula:
         With the position, when the text does not follow the grammar.
     """
     return _Parser(text).formula()
+
+
+def parse_groups(text: str) -> tuple[tuple[Atom, ...], ...]:
+    """Parse what stands behind the bar of a random term: the keys of each factor, coarse to fine.
+
+    `school` is one factor of one key, `a:b` one factor of two keys, `a/b` the two factors `a` and `a:b`.
+
+    Raises
+    ------
+    FormulaError
+        With the position, when the text does not follow the grammar.
+    """
+    parser = _Parser(text)
+    factors = parser.groups()
+    if parser.next.kind != "end":
+        raise parser.fail(f"unexpected {parser.next.text!r} after the groups")
+    return factors
 
 
 class _Parser:
@@ -208,36 +233,57 @@ class _Parser:
             if self.depth:
                 raise self.fail("a random term cannot stand inside another parenthesis")
             correlated = self.take().kind == "|"
-            keys = self.groups()
+            factors = self.groups()
             self.expect(")", "after the group of a random term")
             terms = inside.ordered(self.seen)
             if not terms:
                 raise self.fail("a random term needs at least one coefficient", opening)
             blocks = [terms] if correlated else [(t,) for t in terms]
-            self.random.extend(RandomBlock(tuple(b), keys) for b in blocks)
+            self.random.extend(RandomBlock(tuple(b), keys) for keys in factors for b in blocks)
             return []
         self.expect(")", "to close the parenthesis")
         return list(inside.ordered(self.seen, implied_intercept=False))
 
-    def groups(self) -> tuple[Atom, ...]:
-        keys = [self.group_atom()]
-        while self.next.kind in {":", "/"}:
-            if self.next.kind == "/":
-                raise self.fail(
-                    "'a/b' asks for two grouping factors (three levels), which is not supported yet; "
-                    "for the finest groups alone write (1 | a:b)"
-                )
+    def groups(self) -> tuple[tuple[Atom, ...], ...]:
+        """The factors of `a/b/c`, coarse to fine; as in R, ':' binds closer than '/'."""
+        factors = [self.factor(())]
+        while self.next.kind == "/":
             self.take()
-            keys.append(self.group_atom())
-        return tuple(keys)
+            factors.append(self.factor(factors[-1]))
+        return tuple(factors)
+
+    def factor(self, within: tuple[Atom, ...]) -> tuple[Atom, ...]:
+        keys = list(within)
+        while True:
+            token = self.next
+            key = self.group_atom()
+            if any(key.sql == other.sql for other in keys):
+                raise self.fail(f"the grouping column {key.name} stands twice in one factor; name it once", token)
+            keys.append(key)
+            if self.next.kind != ":":
+                return tuple(keys)
+            self.take()
 
     def group_atom(self) -> Atom:
         token = self.take()
         if token.kind == "name" and self.next.kind == "(":
-            return self.call(token)[0].atoms[0]
+            found = self.call(token)
+            if not found or found[0].atoms[0].kind != "value" or found[0].atoms[0].centering != "none":
+                raise self.fail(f"{token.text}() cannot name groups; give a column", token)
+            return found[0].atoms[0]
+        if token.kind == "(":
+            raise self.fail(f"{self.bracketed(token)!r} is no grouping factor: {_JOIN}", token)
         if token.kind not in {"name", "quoted"}:
             raise self.fail("expected the name of the grouping column", token)
         return column_atom(token.text)
+
+    def bracketed(self, opening: Token) -> str:
+        """The text from a parenthesis to the one that closes it."""
+        depth, last = 1, opening
+        while depth and self.next.kind != "end":
+            last = self.take()
+            depth += (last.kind == "(") - (last.kind == ")")
+        return self.text[opening.start : last.end + 1]
 
     def call(self, name: Token) -> list[Term]:
         start = self.position

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlsql._typing import Method
 from mlsql.errors import FormulaError
 from mlsql.formula.atoms import column_atom, sql_atom
 from mlsql.formula.equations import parse_equations
-from mlsql.formula.parser import ParsedFormula, parse_formula
-from mlsql.formula.terms import Atom, RandomBlock, Term
+from mlsql.formula.parser import ParsedFormula, parse_formula, parse_groups
+from mlsql.formula.terms import Atom, Factor, RandomBlock, Term
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class ModelSpec:
     fixed : tuple of Term
         The intercept, if any, first; then main effects; then products by degree.
     random : tuple of RandomBlock
-        One block per full covariance matrix, all of the same group.
+        One block per full covariance matrix.
     offset : tuple of Atom
         Columns subtracted from the outcome.
     weights : Atom or None
@@ -38,14 +39,40 @@ class ModelSpec:
     method: Method = "REML"
 
     @property
+    def factors(self) -> tuple[Factor, ...]:
+        """The grouping factors in order of appearance, each with the positions of its blocks in `random`."""
+        blocks: dict[frozenset[str], list[int]] = {}
+        for position, block in enumerate(self.random):
+            blocks.setdefault(frozenset(k.sql for k in block.keys), []).append(position)
+        return tuple(Factor(self.random[found[0]].keys, tuple(found)) for found in blocks.values())
+
+    @property
     def keys(self) -> tuple[Atom, ...]:
-        """Columns that identify a group."""
-        return self.random[0].keys
+        """Distinct columns that identify the groups of all factors; those of a coarser factor first."""
+        factors = self.factors
+        found: dict[str, Atom] = {}
+        for factor in factors:
+            coarser = sorted((f for f in factors if factor.within(f)), key=lambda f: len(f.keys))
+            for key in (k for f in (*coarser, factor) for k in f.keys):
+                found.setdefault(key.sql, key)
+        return tuple(found.values())
 
     @property
     def group(self) -> str:
-        """Name of the grouping factor."""
-        return self.random[0].group
+        """Name of the only grouping factor, or the names of all, joined by a comma."""
+        return ", ".join(f.name for f in self.factors)
+
+    def factor(self, name: str) -> Factor | None:
+        """The factor of a name, whatever the order of its keys (`child:school`); None when there is none."""
+        exact = next((f for f in self.factors if f.name == name), None)
+        if exact is not None:
+            return exact
+        try:
+            named = parse_groups(name)
+        except FormulaError:
+            return None
+        columns = frozenset(k.sql for k in named[0])
+        return next((f for f in self.factors if f.columns == columns), None) if len(named) == 1 else None
 
     @property
     def atoms(self) -> tuple[Atom, ...]:
@@ -77,7 +104,8 @@ def parse_model(
     weights : str, optional
         Column or SQL expression of precision weights.
     groups : str, optional
-        Grouping column or columns (`"school"`, `"country:school"`) of level equations, which do not name it.
+        Grouping column or columns (`"school"`, `"country:school"`) of level equations, which do not name it;
+        from coarse to fine for three levels and more (`"school/child"`).
 
     Raises
     ------
@@ -109,27 +137,44 @@ def _checked(parsed: ParsedFormula, method: Method, weights: Atom | None) -> Mod
         raise FormulaError(
             "the model has no random term; add the groups as (1 | group), or use a regression program for one level"
         )
-    groups = list(dict.fromkeys(b.group for b in parsed.random))
-    if len(groups) > 1:
-        raise FormulaError(
-            f"random terms of {len(groups)} grouping factors ({', '.join(groups)}): models with more than two levels "
-            "or crossed factors are not supported yet; keep the terms of one factor"
-        )
     if not parsed.fixed:
         raise FormulaError("the fixed part is empty; keep at least the intercept or one predictor")
-    spec = ModelSpec(parsed.outcome, parsed.fixed, parsed.random, parsed.offsets, weights, method)
-    named = [t for b in parsed.random for t in b.terms]
-    twice = next((t for i, t in enumerate(named) if t in named[:i]), None)
-    if twice is not None:
-        raise FormulaError(f"the random coefficient {twice.name} of {spec.group} is given twice; keep one")
+    spec = ModelSpec(parsed.outcome, parsed.fixed, _unified(parsed.random), parsed.offsets, weights, method)
+    for factor in spec.factors:
+        named = [t for position in factor.blocks for t in spec.random[position].terms]
+        twice = next((t for i, t in enumerate(named) if t in named[:i]), None)
+        if twice is not None:
+            raise FormulaError(f"the random coefficient {twice.name} of {factor.name} is given twice; keep one")
     for atom in spec.atoms:
-        if atom.group is not None and atom.group.replace(" ", "") != spec.group:
-            raise FormulaError(f"{atom.name}: the group {atom.group!r} is not the model's group {spec.group!r}")
-        if any(atom.sql == key.sql for key in spec.keys) and atom.kind == "value":
-            raise FormulaError(f"{atom.name} is a grouping column and cannot also be a predictor")
+        _check_group(atom, spec)
     if parsed.outcome.sql in {a.sql for a in spec.atoms}:
         raise FormulaError(f"the outcome {parsed.outcome.name} is also a predictor")
     return spec
+
+
+def _unified(blocks: Sequence[RandomBlock]) -> tuple[RandomBlock, ...]:
+    """Blocks of one factor carry its keys in one order, that of the first."""
+    keys: dict[frozenset[str], tuple[Atom, ...]] = {}
+    return tuple(RandomBlock(b.terms, keys.setdefault(frozenset(k.sql for k in b.keys), b.keys)) for b in blocks)
+
+
+def _check_group(atom: Atom, spec: ModelSpec) -> None:
+    """The group that a predictor names is one of the model's, and the predictor is not the group itself."""
+    factors = spec.factors
+    names = ", ".join(f.name for f in factors)
+    if atom.group is not None and spec.factor(atom.group) is None:
+        if len(factors) == 1:
+            raise FormulaError(f"{atom.name}: the group {atom.group!r} is not the model's group {spec.group!r}")
+        raise FormulaError(f"{atom.name}: the group {atom.group!r} is none of the model's groups; they are {names}")
+    if atom.group is None and (atom.kind == "group_mean" or atom.centering == "group") and len(factors) > 1:
+        raise FormulaError(
+            f"{atom.name}: the model has {len(factors)} grouping factors ({names}); name the one that is meant, "
+            f"for instance {atom.name.removesuffix(')')}, {factors[0].name})"
+        )
+    # one key of a finer factor may be a predictor beside the cells that it helps to form: service in dept:service
+    alone = factors if len(factors) == 1 else [f for f in factors if len(f.keys) == 1]
+    if atom.kind == "value" and any(atom.sql in f.columns for f in alone):
+        raise FormulaError(f"{atom.name} is a grouping column and cannot also be a predictor")
 
 
 def _bar(block: RandomBlock) -> str:

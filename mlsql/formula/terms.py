@@ -82,3 +82,33 @@ class RandomBlock:
     def group(self) -> str:
         """Name of the grouping factor: `school`, `country:school`."""
         return ":".join(k.name for k in self.keys)
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """One way of grouping the rows, with the random blocks that vary over its groups.
+
+    Attributes
+    ----------
+    keys : tuple of Atom
+        Columns that identify a group, in the order of the formula.
+    blocks : tuple of int
+        Positions of its blocks among the random blocks of the model.
+    """
+
+    keys: tuple[Atom, ...]
+    blocks: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """`school`, `school:child`."""
+        return ":".join(k.name for k in self.keys)
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """SQL of the keys; two factors are the same when these are."""
+        return frozenset(k.sql for k in self.keys)
+
+    def within(self, other: Factor) -> bool:
+        """True when the keys alone tell that every group lies in one group of the other: `a:b` within `a`."""
+        return other.columns < self.columns

@@ -1,4 +1,4 @@
-"""Kenward and Roger's covariance matrix and degrees of freedom, from group moments."""
+"""Kenward and Roger's covariance matrix and degrees of freedom, from moments."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from mlsql._arrays import Array
 from mlsql.errors import FitError
+from mlsql.inference.level_kenward_roger import level_curvature
 from mlsql.likelihood.curvature import curvature
 from mlsql.results.estimates import Estimates
 from mlsql.results.information import UNIDENTIFIED
@@ -82,20 +83,26 @@ def kenward_roger(estimates: Estimates) -> KenwardRoger:
             "df='kenward_roger' is defined for REML estimates and this fit is by ML; fit with method='REML', "
             "or use df='satterthwaite'"
         )
-    found = curvature(estimates.statistics, estimates.evaluation, estimates.covariance)
+    stats, levels = estimates.statistics, estimates.levels
+    if levels is None:
+        found = curvature(estimates.grouped, estimates.evaluation, estimates.covariance)
+    else:
+        found = level_curvature(levels, estimates.L, estimates.evaluation, estimates.covariance)
     s2, P, Q = estimates.sigma2, found.P, found.Q
     # in whitened columns the covariance matrix is s2 I
     information = found.traces - 2.0 * s2 * np.einsum("ijxx->ij", Q) + s2**2 * np.einsum("ixy,jyx->ij", P, P)
     scale = np.sqrt(np.abs(np.diag(information)))
     if not np.all(scale > 0) or np.linalg.eigvalsh(information / np.outer(scale, scale))[0] < UNIDENTIFIED:
-        stats = estimates.statistics
+        groups = f"{stats.n_groups:,} groups"
+        if levels is not None:
+            groups = ", ".join(f"{i.n_groups:,} groups of {i.name}" for i in levels.incidences)
         raise FitError(
-            f"df='kenward_roger' needs {len(P)} variance components told apart, and {stats.n_groups:,} groups with "
-            f"{stats.n_rows:,} rows and {stats.p} fixed effects do not; use fewer random coefficients, or df='hlm'"
+            f"df='kenward_roger' needs {len(P)} variance components told apart, and {groups} with {stats.n_rows:,} "
+            f"rows and {stats.p} fixed effects do not; use fewer random coefficients, or df='hlm'"
         )
     W = 2.0 * np.linalg.inv(information)
     bias = np.einsum("ij,ijxy->xy", W, Q) - s2 * np.einsum("ij,ixz,jzy->xy", W, P, P, optimize=True)
-    back = estimates.statistics.beta_transform @ found.whitener.T
+    back = stats.beta_transform @ found.whitener.T
     adjusted = s2 * np.eye(len(bias)) + 2.0 * s2**2 * bias
     return KenwardRoger(
         covariance=back @ adjusted @ back.T,

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import chdtrc
 
-from mlsql.design.columns import Column
+from mlsql.design.columns import Column, Variable
 from mlsql.errors import FitError
-from mlsql.likelihood.gaussian import Deviance
+from mlsql.formula.spec import ModelSpec
+from mlsql.likelihood.objective import make_deviance
 from mlsql.results.estimates import Estimates
-from mlsql.results.same_data import same_grouping, same_groups, same_rows
+from mlsql.results.same_data import other_memberships, same_grouping, same_groups, same_rows
 from mlsql.status import Status
 
 
@@ -47,6 +48,8 @@ class LikelihoodRatio:
 def likelihood_ratio(smaller: Estimates, larger: Estimates) -> LikelihoodRatio:
     """Test the smaller of two nested models (Raudenbush & Bryk, 3.107; Stram & Lee 1994 for the boundary).
 
+    The larger may have grouping factors that the smaller lacks: (1 | a) + (1 | b) against (1 | a).
+
     Raises
     ------
     FitError
@@ -54,15 +57,20 @@ def likelihood_ratio(smaller: Estimates, larger: Estimates) -> LikelihoodRatio:
         parts; a model whose variance components were given.
     """
     same_rows(smaller, larger)
-    if not same_grouping(smaller, larger):
+    small, large = ({f.columns for f in e.design.spec.factors} for e in (smaller, larger))
+    if not (small <= large or large <= small):
         raise FitError(
             f"the models are not nested: one has random effects of {smaller.design.spec.group}, the other of "
             f"{larger.design.spec.group}; compare them by AIC or BIC"
         )
-    same_groups(larger, smaller)
+    if same_grouping(smaller, larger):
+        same_groups(larger, smaller)
     reason = incomparable(smaller, larger)
     if reason is not None:
         raise FitError(reason)
+    other = other_memberships(smaller, larger)
+    if other is not None:
+        raise FitError(f"the memberships of {other} are not the same in both models; compare them by AIC or BIC")
     fixed, pairs = _added(smaller, larger)
     if fixed is None or pairs is None:
         if None not in _added(larger, smaller):
@@ -83,7 +91,7 @@ def single_level_ratio(estimates: Estimates) -> LikelihoodRatio:
     if estimates.status is Status.GIVEN:
         raise FitError("the variance components were given, not estimated: the deviance is no minimum to test against")
     stats, q = estimates.statistics, estimates.statistics.q
-    alone = Deviance(stats, estimates.design.spec.method).at(np.zeros((q, q)), slopes=False)
+    alone = make_deviance(stats, estimates.design.spec.method).at(np.zeros((q, q)), slopes=False)
     chi2 = max(alone.deviance - estimates.deviance, 0.0)
     return _test(chi2, 0, estimates.covariance.n_parameters, q)
 
@@ -146,21 +154,40 @@ def _lacking(smaller: Estimates, larger: Estimates) -> str:
     return ", ".join([*fixed, *(f"random {name}" for key, (_, name) in inner.items() if key not in outer)])
 
 
-Key = frozenset[tuple[str, str, str]]
-"""What a column is, whatever the order of its factors or the pivot."""
+Key = frozenset[tuple[str, str, str, frozenset[str]]]
+"""What a column is, whatever the order of its factors or the pivot; the columns of a factor whose means are meant."""
+
+Entry = tuple[frozenset[str], frozenset[Key]]
+"""An entry of T: the columns of its factor, and its two coefficients."""
 
 
-def _key(column: Column) -> Key:
-    return frozenset((v.sql, v.origin if v.origin == "group_mean" else "value", v.centering) for v in column.variables)
+def _key(column: Column, spec: ModelSpec) -> Key:
+    return frozenset(
+        (v.sql, v.origin if v.origin == "group_mean" else "value", v.centering, _factor(v, spec))
+        for v in column.variables
+    )
+
+
+def _factor(variable: Variable, spec: ModelSpec) -> frozenset[str]:
+    """Columns of the factor behind a mean or a deviation within groups; none for other variables."""
+    if variable.origin != "group_mean" and variable.centering != "group":
+        return frozenset()
+    named = None if variable.group is None else spec.factor(variable.group)
+    return (named or spec.factors[0]).columns
 
 
 def _columns(estimates: Estimates) -> dict[Key, str]:
-    return {_key(c): c.name for c in estimates.design.fixed.columns}
+    return {_key(c, estimates.design.spec): c.name for c in estimates.design.fixed.columns}
 
 
-def _entries(estimates: Estimates) -> dict[frozenset[Key], tuple[bool, str]]:
-    columns = estimates.design.random
-    return {
-        frozenset((_key(columns[a]), _key(columns[b]))): (a == b, columns[a].name)
-        for a, b in estimates.covariance.entries
-    }
+def _entries(estimates: Estimates) -> dict[Entry, tuple[bool, str]]:
+    columns, spec, slices = estimates.design.random, estimates.design.spec, estimates.covariance.slices
+    found = {}
+    for factor in spec.factors:
+        own = [range(slices[b].start, slices[b].stop) for b in factor.blocks]
+        of = f" of {factor.name}" if len(spec.factors) > 1 else ""
+        for a, b in estimates.covariance.entries:
+            if any(a in block for block in own):
+                pair = frozenset((_key(columns[a], spec), _key(columns[b], spec)))
+                found[factor.columns, pair] = (a == b, columns[a].name + of)
+    return found

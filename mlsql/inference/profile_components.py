@@ -6,7 +6,8 @@ With lambda = log sigma2 and U the way from internal to user columns, the relati
 
     Lambda = U^-1 C C' U^-T exp(-lambda)
 
-and the deviance's exact derivatives in (Lambda, sigma2) carry over to (psi, lambda) by the chain rule.
+and the deviance's derivatives in (Lambda, sigma2) carry over to (psi, lambda) by the chain rule.  With several grouping
+factors the second ones are the average information's, and the search takes more steps to the same end.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from scipy.special import ndtri
 from mlsql._arrays import Array
 from mlsql.inference.fixed_effects import check_level
 from mlsql.inference.roots import upper_end
-from mlsql.likelihood.gaussian import Deviance
+from mlsql.likelihood.objective import make_deviance
 from mlsql.optimise.newton import minimise
-from mlsql.results.components import component_errors
+from mlsql.results.components import ComponentErrors, component_errors
 from mlsql.results.estimates import Estimates
 from mlsql.results.measures import correlation
 
@@ -58,12 +59,12 @@ def profile_components(estimates: Estimates, level: float = 0.95) -> tuple[Compo
     wanted = [Component(a, a) for a in range(estimates.statistics.q)]
     wanted += [Component(a, b) for s in estimates.covariance.slices for b in range(s.start, s.stop) for a in
                range(b + 1, s.stop)]  # fmt: skip
-    return tuple(_interval(estimates, component, z) for component in [*wanted, Component(None, None)])
-
-
-def _interval(estimates: Estimates, component: Component, z: float) -> ComponentInterval:
-    a, b = component.a, component.b
     errors = component_errors(estimates)
+    return tuple(_interval(estimates, errors, component, z) for component in [*wanted, Component(None, None)])
+
+
+def _interval(estimates: Estimates, errors: ComponentErrors, component: Component, z: float) -> ComponentInterval:
+    a, b = component.a, component.b
     bottom = estimates.deviance
     profile = _Profile(estimates, component)
 
@@ -100,7 +101,7 @@ class _Profile:
     """The minimum of the deviance with one component held; every search starts at the estimates."""
 
     def __init__(self, estimates: Estimates, component: Component) -> None:
-        self.deviance_of = Deviance(estimates.statistics, estimates.design.spec.method)
+        self.deviance_of = make_deviance(estimates.statistics, estimates.design.spec.method)
         self.back = np.linalg.inv(estimates.statistics.u_transform)
         self.component = component
         q, order = estimates.statistics.q, []

@@ -9,7 +9,7 @@ from mlsql._arrays import Array
 from mlsql.inference.fixed_effects import check_level
 from mlsql.inference.roots import upper_end
 from mlsql.likelihood.covariance import Covariance
-from mlsql.likelihood.gaussian import Deviance
+from mlsql.likelihood.objective import make_deviance
 from mlsql.moments.constrained import constrained
 from mlsql.optimise.search import optimise
 from mlsql.results.estimates import Estimates
@@ -31,7 +31,7 @@ def profile_fixed(estimates: Estimates, level: float = 0.95) -> tuple[Array, Arr
     stats, z = estimates.statistics, float(ndtri(0.5 + level / 2.0))
     covariance = Covariance(stats.blocks)
     start = None if estimates.singular else covariance.theta(estimates.L)
-    best = optimise(Deviance(stats, "ML"), start=start)
+    best = optimise(make_deviance(stats, "ML"), start=start)
     start = None if best.singular else best.theta
     beta = stats.user_beta(best.evaluation.beta)
     back = stats.beta_transform
@@ -42,7 +42,7 @@ def profile_fixed(estimates: Estimates, level: float = 0.95) -> tuple[Array, Arr
 
         def rise(value: float, f: int = f, shift: float = shift) -> float:
             held = constrained(stats, back[f], value - shift)
-            return optimise(Deviance(held, "ML"), start=start).evaluation.deviance - best.evaluation.deviance
+            return optimise(make_deviance(held, "ML"), start=start).evaluation.deviance - best.evaluation.deviance
 
         for side, sign in enumerate((-1.0, 1.0)):
             ends[side, f] = upper_end(rise, float(beta[f]), sign * z * float(error[f]), sign * np.inf, z)

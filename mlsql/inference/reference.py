@@ -14,6 +14,7 @@ from mlsql._typing import DfMethod, Vcov
 from mlsql.errors import FitError
 from mlsql.inference.counted_df import between_within_df, hlm_df, normal_df, residual_df
 from mlsql.inference.kenward_roger import KenwardRoger, kenward_roger
+from mlsql.inference.level_robust import clusters_of, level_robust
 from mlsql.inference.robust import Robust, robust
 from mlsql.inference.satterthwaite import Satterthwaite, joint_df, satterthwaite
 from mlsql.results.estimates import Estimates
@@ -30,7 +31,8 @@ UNRELIABLE = 4.0
 """p values of tests with fewer Satterthwaite df are not to be relied upon (Tipton 2015, Psychol. Methods 20)."""
 
 Products = Callable[[], Array]
-"""Gives [X y]'W[X y] by group; called only for robust matrices, since it may cost a scan."""
+"""Gives [X y]'W[X y] by group, by cell where there are several factors; called only for robust matrices, since it may
+cost a scan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,8 @@ def make_reference(
     ----------
     estimates : Estimates
     products : callable
-        Gives the products by group.
+        Gives the products by group; by cell of a model with several factors, whose clusters are the groups of the
+        factor in which the others nest.
     df : str, optional
         hlm, between_within, residual, satterthwaite, kenward_roger or normal; hlm when not given, satterthwaite beside
         CR2.
@@ -150,20 +153,27 @@ def make_reference(
     ------
     FitError
         For names that are none, and for what does not exist: Kenward-Roger for ML or beside a robust matrix,
-        Satterthwaite where the components are not told apart, CR2 with fewer groups than fixed effects.
+        Satterthwaite where the components are not told apart, CR2 with fewer groups than fixed effects; for crossed
+        factors a robust matrix and between_within, and Kenward-Roger where these are large.
     """
     chosen: DfMethod = df if df is not None else "satterthwaite" if vcov == "CR2" else "hlm"
     check_names(chosen, vcov)
     stats, transform = estimates.statistics, estimates.statistics.beta_transform
     covariance, matrix = estimates.vcov, None
     if vcov != "model":
+        levels = estimates.levels
+        of = "" if levels is None else f" of {levels.incidences[clusters_of(levels)].name}"
         if stats.n_groups <= stats.p and vcov == "CR2":
             raise FitError(
-                f"vcov='CR2' needs more groups than fixed effects, not {stats.n_groups} for {stats.p}: "
+                f"vcov='CR2' needs more groups{of} than fixed effects, not {stats.n_groups} for {stats.p}: "
                 "the residuals of so few groups determine no covariance matrix; use vcov='model' with "
                 "df='kenward_roger'"
             )
-        matrix = robust(stats, estimates.L, estimates.evaluation, products(), vcov, with_df=chosen == "satterthwaite")
+        with_df, L, evaluation = chosen == "satterthwaite", estimates.L, estimates.evaluation
+        if levels is None:
+            matrix = robust(estimates.grouped, L, evaluation, products(), vcov, with_df=with_df)
+        else:
+            matrix = level_robust(levels, L, evaluation, products(), vcov, with_df=with_df)
         covariance = matrix.covariance(transform)
     if chosen in COUNTED:
         return Reference(chosen, vcov, covariance, COUNTED[chosen](estimates), None, transform)

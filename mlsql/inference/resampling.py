@@ -15,10 +15,12 @@ from threadpoolctl import threadpool_limits
 from mlsql._arrays import Array, BoolArray, IntArray
 from mlsql._typing import Method
 from mlsql.errors import FitError
+from mlsql.inference.level_simulate import make_level_simulator
 from mlsql.inference.simulate import make_simulator
-from mlsql.likelihood.covariance import Covariance
-from mlsql.likelihood.gaussian import Deviance
+from mlsql.likelihood.objective import make_deviance
+from mlsql.moments.levels import LevelStatistics
 from mlsql.moments.reweighted import reweighted
+from mlsql.moments.scales import Scales
 from mlsql.moments.statistics import COLLINEAR, Statistics
 from mlsql.optimise.search import Optimum, optimise
 from mlsql.results.estimates import Estimates
@@ -60,7 +62,10 @@ def parametric_bootstrap(estimates: Estimates, replicates: int, seed: int) -> Re
     check_replicates(replicates)
     check_seed(seed)
     rng = np.random.default_rng(seed)
-    simulator = make_simulator(estimates.statistics, estimates.L, estimates.evaluation.beta, estimates.sigma2)
+    if estimates.levels is not None:
+        whole = make_level_simulator(estimates)
+        return _refitted(estimates, (whole.draw(rng) for _ in range(replicates)))
+    simulator = make_simulator(estimates.grouped, estimates.L, estimates.evaluation.beta, estimates.sigma2)
     return _refitted(estimates, (simulator.draw(rng) for _ in range(replicates)))
 
 
@@ -71,37 +76,38 @@ def cluster_bootstrap(estimates: Estimates, products: Array, replicates: int, se
     """
     check_replicates(replicates)
     check_seed(seed)
-    rng, J = np.random.default_rng(seed), estimates.statistics.n_groups
+    rng, J = np.random.default_rng(seed), estimates.grouped.n_groups
 
     def draws() -> Iterator[Statistics]:
         for _ in range(replicates):
             counts: IntArray = np.bincount(rng.integers(0, J, J), minlength=J).astype(np.int64)
-            yield reweighted(estimates.statistics, products, counts)
+            yield reweighted(estimates.grouped, products, counts)
 
     return _refitted(estimates, draws())
 
 
 def jackknife(estimates: Estimates, products: Array, blocks: int, seed: int) -> Replicates:
     """Refit without one block of groups at a time; with as many blocks as groups, without one group at a time."""
-    J = estimates.statistics.n_groups
+    J = estimates.grouped.n_groups
     order = np.arange(J) if blocks == J else np.random.default_rng(seed).permutation(J)
 
     def draws() -> Iterator[Statistics]:
         for part in np.array_split(order, blocks):
             counts: IntArray = np.ones(J, dtype=np.int64)
             counts[part] = 0
-            yield reweighted(estimates.statistics, products, counts)
+            yield reweighted(estimates.grouped, products, counts)
 
     return _refitted(estimates, draws())
 
 
-def _refitted(estimates: Estimates, samples: Iterator[Statistics]) -> Replicates:
+def _refitted(estimates: Estimates, samples: Iterator[Statistics] | Iterator[LevelStatistics]) -> Replicates:
     method = estimates.design.spec.method
-    covariance = Covariance(estimates.statistics.blocks)
+    covariance = estimates.covariance
     start = None if estimates.singular else covariance.theta(estimates.L)
     U = estimates.statistics.u_transform
     found, failed = [], 0
-    with _one_thread(estimates.statistics.n_groups):
+    # with several factors the search itself sees to the threads
+    with _one_thread(estimates.statistics.n_groups if estimates.levels is None else THREADED):
         for stats in samples:
             optimum = _optimum(stats, method, start)
             if optimum is None:
@@ -121,7 +127,7 @@ def _refitted(estimates: Estimates, samples: Iterator[Statistics]) -> Replicates
     )
 
 
-def _optimum(stats: Statistics, method: Method, start: Array | None) -> Optimum | None:
+def _optimum(stats: Scales, method: Method, start: Array | None) -> Optimum | None:
     """The minimum, or None where the fixed effects are not identified."""
     G = stats.XytXy[: stats.p, : stats.p]
     scale = np.sqrt(np.maximum(np.diag(G), 0.0))
@@ -130,7 +136,7 @@ def _optimum(stats: Statistics, method: Method, start: Array | None) -> Optimum 
     if stats.p and np.linalg.eigvalsh(G / np.outer(scale, scale))[0] < COLLINEAR:
         return None
     try:
-        return optimise(Deviance(stats, method), max_evaluations=MAX_EVALUATIONS, start=start)
+        return optimise(make_deviance(stats, method), max_evaluations=MAX_EVALUATIONS, start=start)
     except (LinAlgError, FitError):
         return None
 

@@ -23,7 +23,7 @@ from scipy.linalg import solve_triangular
 from mlsql._arrays import Array
 from mlsql._typing import Vcov
 from mlsql.likelihood import batched
-from mlsql.likelihood.gaussian import Evaluation
+from mlsql.likelihood.deviance import Evaluation
 from mlsql.moments.statistics import Statistics
 
 DEPENDENT = 1e-10

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlsql._arrays import Array
+from mlsql.inference.level_satterthwaite import level_first_order
 from mlsql.likelihood.curvature import first_order
 from mlsql.results.estimates import Estimates
 from mlsql.results.information import observed_information
@@ -46,7 +47,11 @@ def satterthwaite(estimates: Estimates) -> Satterthwaite | None:
     information = observed_information(estimates)
     if information is None:
         return None
-    whitener, E = first_order(estimates.statistics, estimates.evaluation, estimates.covariance)
+    levels = estimates.levels
+    if levels is None:
+        whitener, E = first_order(estimates.grouped, estimates.evaluation, estimates.covariance)
+    else:
+        whitener, E = level_first_order(levels, estimates.evaluation, estimates.covariance)
     # C = s2 W'W with W the whitener; d C / d Lambda_i = s2 W' E_i W, d C / d s2 = C / s2
     back = estimates.statistics.beta_transform @ whitener.T
     covariance = estimates.covariance

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlsql._arrays import Array
-from mlsql.likelihood.gaussian import Deviance, Evaluation
+from mlsql.likelihood.deviance import Deviance, Evaluation
 
 
 @dataclass(frozen=True, slots=True)

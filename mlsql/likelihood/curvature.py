@@ -22,7 +22,8 @@ from scipy.linalg import solve_triangular
 from mlsql._arrays import Array
 from mlsql.likelihood import batched
 from mlsql.likelihood.covariance import Covariance
-from mlsql.likelihood.gaussian import Evaluation, chunks
+from mlsql.likelihood.deviance import Evaluation
+from mlsql.likelihood.gaussian import chunks
 from mlsql.moments.statistics import Statistics
 
 

@@ -11,6 +11,7 @@ from mlsql._arrays import Array, IntArray
 from mlsql.design.design import Design
 from mlsql.design.layout import moment_columns
 from mlsql.errors import DataError
+from mlsql.moments.incidence import Incidence
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,6 +44,9 @@ class Moments:
         Unweighted group means of the design's `means`, pivoted.
     values : (G, J)
         The design's group values, pivoted.
+    incidences : tuple of Incidence
+        In a model with several grouping factors the groups above are *cells*, combinations of all keys; these are the
+        groups of each factor.  Empty in a two-level model.
     """
 
     keys: pa.Table
@@ -53,6 +57,7 @@ class Moments:
     pooled: Array
     means: Array
     values: Array
+    incidences: tuple[Incidence, ...] = ()
 
     @property
     def n_rows(self) -> int:
@@ -61,8 +66,12 @@ class Moments:
 
     @property
     def n_groups(self) -> int:
-        """Groups in the analysis."""
+        """Groups in the analysis; cells where there are several grouping factors."""
         return len(self.n)
+
+    def incidence(self, factor: str) -> Incidence:
+        """The groups of a factor, by its name."""
+        return next(i for i in self.incidences if i.name == factor)
 
 
 def pack(design: Design, by_group: pa.Table, pooled: pa.Table | None) -> tuple[Moments, frozenset[str]]:

@@ -10,11 +10,11 @@ from mlsql._arrays import Array
 from mlsql.design.design import Design
 from mlsql.moments.cross import EMPTY, Cross, fixed_and_outcome
 from mlsql.moments.moments import Moments
+from mlsql.moments.scales import Scales
 from mlsql.moments.shifts import Shifts
-from mlsql.moments.statistics import Statistics
 
 
-def group_products(design: Design, moments: Moments, statistics: Statistics) -> Array:
+def group_products(design: Design, moments: Moments, statistics: Scales) -> Array:
     """[X y]'W[X y] of every group, in the internal columns of the statistics.
 
     Parameters

@@ -40,6 +40,8 @@ def select(design: Design, moments: Moments, wanted: Design) -> Moments:
         raise DesignError("the moments at hand have products by group for some sources only; complete them first")
     if (wanted.outcome, wanted.keys, wanted.schema.weight) != (design.outcome, design.keys, design.schema.weight):
         raise DesignError("the outcome, the groups or the weights are not those of the moments at hand")
+    if moments.incidences or len(wanted.spec.factors) > 1:
+        raise DesignError("moments are selected for models with one grouping factor")
     _check_bases(design, wanted)
     position = {source: s for s, source in enumerate(design.sources)}
     labels = {b.sql: b.name for b in wanted.bases}

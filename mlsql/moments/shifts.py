@@ -29,14 +29,29 @@ class Shifts:
         return np.asarray(self.moments.values[position])
 
     def group_mean(self, variable: Variable) -> Array:
-        """(J,) unweighted group mean of a column of the rows, minus its pivot."""
-        return np.asarray(self.moments.means[self.design.means.index(variable.sql)])
+        """(J,) unweighted group mean of a column of the rows, minus its pivot; of the named factor's groups."""
+        means = np.asarray(self.moments.means[self.design.means.index(variable.sql)])
+        if variable.group is None:
+            return means
+        of = self.moments.incidence(variable.group)
+        return np.asarray((of.total(means * self.moments.n) / of.total(self.moments.n.astype(np.float64)))[of.group])
 
     def grand_mean(self, variable: Variable) -> float:
-        """Mean of a level-1 variable over rows, of a level-2 variable over groups; on the user's scale."""
-        if variable.level == 2:
-            return float(self.pivoted_values(variable).mean()) + variable.pivot
-        return float(self.group_mean(variable) @ self.moments.n) / self.moments.n_rows + variable.pivot
+        """Mean of a level-1 variable over rows, of a level-2 variable over groups; on the user's scale.
+
+        With several factors: over the groups of the factor with the fewest within which it does not vary, else over
+        rows.
+        """
+        if variable.level == 1:
+            return float(self.group_mean(variable) @ self.moments.n) / self.moments.n_rows + variable.pivot
+        values = self.pivoted_values(variable)
+        if not self.moments.incidences:
+            return float(values.mean()) + variable.pivot
+        for of in sorted(self.moments.incidences, key=lambda i: i.n_groups):
+            once = of.constant(values)
+            if once is not None:
+                return float(once.mean()) + variable.pivot
+        return float(values @ self.moments.n) / self.moments.n_rows + variable.pivot
 
     def user_shift(self, variable: Variable) -> float:
         """The constant subtracted from the raw value in the user's column."""

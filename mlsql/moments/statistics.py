@@ -13,6 +13,7 @@ from mlsql.design.design import Design, Part
 from mlsql.errors import DesignError
 from mlsql.moments.cross import EMPTY, Cross, fixed_and_outcome, part_pieces
 from mlsql.moments.moments import Moments
+from mlsql.moments.scales import Scales
 from mlsql.moments.shifts import Shifts
 
 COLLINEAR = 1e-10
@@ -23,47 +24,19 @@ has five digits, and less than that is noise."""
 
 
 @dataclass(frozen=True, slots=True)
-class Statistics:
-    """What a Gaussian likelihood needs; J groups, p fixed and q random columns.
-
-    X and Z are internal columns: pivoted, X scaled to unit mean square, each block of Z orthonormal on average.  The
-    deviance and everything reported are those of the user's columns; the transforms lead back.
+class Statistics(Scales):
+    """What the likelihood of a two-level model needs; J groups, p fixed and q random columns.
 
     Attributes
     ----------
     n : (J,) rows per group
     ZtZ : (q, q, J)
     ZtXy : (q, p+1, J)
-    XytXy : (p+1, p+1)
-    log_weights : float
-        Sum of log weights.
-    blocks : tuple of int
-        Sizes of the covariance blocks of Z, in order.
-    x_scale : (p,)
-        What X was divided by.
-    beta_transform : (p, p)
-        user beta = beta_transform @ internal beta, plus `y_shift` in the intercept.
-    u_transform : (q, q)
-        user u = u_transform @ internal u.
-    log_det_x : float
-        log|X_user' M X_user| - log|X' M X| for any M.
-    y_shift : float
-    intercept : int or None
-        Position of the intercept among the fixed columns.
     """
 
     n: IntArray
     ZtZ: Array
     ZtXy: Array
-    XytXy: Array
-    log_weights: float
-    blocks: tuple[int, ...]
-    x_scale: Array
-    beta_transform: Array
-    u_transform: Array
-    log_det_x: float
-    y_shift: float
-    intercept: int | None
 
     @property
     def n_rows(self) -> int:
@@ -76,21 +49,14 @@ class Statistics:
         return len(self.n)
 
     @property
+    def block_groups(self) -> tuple[int, ...]:
+        """Groups behind each covariance block: J throughout."""
+        return (self.n_groups,) * len(self.blocks)
+
+    @property
     def p(self) -> int:
         """Fixed columns."""
         return int(self.ZtXy.shape[1]) - 1
-
-    @property
-    def q(self) -> int:
-        """Random columns."""
-        return int(self.ZtXy.shape[0])
-
-    def user_beta(self, beta: Array) -> Array:
-        """Coefficients of the user's columns."""
-        result: Array = self.beta_transform @ beta
-        if self.intercept is not None:
-            result[self.intercept] += self.y_shift
-        return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +140,7 @@ def _scaled(design: Design, moments: Moments, shifts: Shifts, ZtZ: Array, ZtXy: 
     transforms, roots, start = [], [], 0
     for block in design.blocks:
         stop = start + len(block.columns)
-        roots.append(_root(ZtZ[start:stop, start:stop].sum(axis=2) / N, block))
+        roots.append(block_root(ZtZ[start:stop, start:stop].sum(axis=2) / N, block))
         transforms.append(np.linalg.solve(shifts.to_user(block), np.linalg.inv(roots[-1]).T))
         start = stop
     inverse_root = block_diag(*[np.linalg.inv(r) for r in roots])
@@ -194,7 +160,7 @@ def _scaled(design: Design, moments: Moments, shifts: Shifts, ZtZ: Array, ZtXy: 
     )
 
 
-def _root(G: Array, block: Part) -> Array:
+def block_root(G: Array, block: Part) -> Array:
     """Cholesky factor of a block's average Z'Z; refuses collinear columns."""
     names = [c.name for c in block.columns]
     scale = np.sqrt(np.diag(G))

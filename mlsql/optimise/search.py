@@ -14,7 +14,7 @@ from scipy.linalg import block_diag
 
 from mlsql._arrays import Array
 from mlsql.likelihood.covariance import Covariance, lambda_derivatives, theta_derivatives
-from mlsql.likelihood.gaussian import Deviance, Evaluation
+from mlsql.likelihood.deviance import Deviance, Evaluation
 from mlsql.optimise.newton import Iteration, Minimum, minimise
 from mlsql.status import Status
 
@@ -145,21 +145,18 @@ def _descend(search: _Search, start: Array) -> Minimum:
 def _scoring_start(search: _Search) -> Array:
     """Lambda one Fisher-scoring step from zero, kept positive definite: close to ANOVA estimates."""
     covariance, deviance = search.covariance, search.deviance
-    stats = deviance.statistics
     gradient, _ = lambda_derivatives(deviance, search.at(np.zeros(covariance.n_parameters)))
     D = covariance.directions()
-    q = covariance.q
-    flat = stats.ZtZ.reshape(q * q, -1)
-    AA = (flat @ flat.T).reshape(q, q, q, q)
+    AA, A = deviance.overlaps()
     information = np.einsum("iab,bcda,jcd->ij", D, AA, D, optimize=True)
-    traces = np.einsum("iab,ab->i", D, stats.ZtZ.sum(axis=2))
-    information -= np.outer(traces, traces) / stats.n_rows
+    traces = np.einsum("iab,ab->i", D, A)
+    information -= np.outer(traces, traces) / deviance.statistics.n_rows
     slope = np.einsum("iab,ab->i", D, gradient)
     step = -np.linalg.lstsq(information, slope, rcond=1e-10)[0]
     Lambda = np.einsum("i,iab->ab", step, D)
-    floor = 0.3 * stats.n_groups / stats.n_rows
     blocks = []
-    for s in covariance.slices:
+    for s, groups in zip(covariance.slices, deviance.statistics.block_groups, strict=True):
+        floor = 0.3 * groups / deviance.statistics.n_rows
         values, vectors = np.linalg.eigh(Lambda[s, s])
         blocks.append((vectors * np.clip(values, floor, 1e4)) @ vectors.T)
     return np.asarray(block_diag(*blocks))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mlsql.design.design import Design, build_design
+from mlsql.design.membership import MembershipTable
 from mlsql.design.schema import Schema
 from mlsql.design.survey import Survey
 from mlsql.engine.duckdb import DuckDBEngine, Progress
@@ -14,8 +15,11 @@ from mlsql.errors import DataError, DesignError
 from mlsql.formula.spec import ModelSpec
 from mlsql.moments.moments import Moments, pack
 from mlsql.moments.statistics import Collinear, collinear_columns
+from mlsql.pipeline.incidences import find_incidences
+from mlsql.pipeline.membership import membership_incidences
 from mlsql.pipeline.prepare import Inputs, make_schema
 from mlsql.pipeline.survey import run_survey
+from mlsql.results.factor_checks import check_factors
 from mlsql.sql.moments import moments_steps
 from mlsql.sql.plan import Plan
 
@@ -46,13 +50,18 @@ class Analysis:
 
 
 def analyse(
-    spec: ModelSpec, inputs: Inputs, *, drop_collinear: bool = False, progress: Progress | None = None
+    spec: ModelSpec,
+    inputs: Inputs,
+    *,
+    memberships: Mapping[str, MembershipTable] | None = None,
+    drop_collinear: bool = False,
+    progress: Progress | None = None,
 ) -> Analysis:
     """Survey the data, build the design, compute the moments.
 
     1. Schema and survey.
     2. Moments for the design; again if a predictor taken to be constant within groups is not.
-    3. Checks that need the moments: group sizes, collinear predictors.
+    3. Checks that need the moments: groups, how factors meet, collinear predictors.
 
     Raises
     ------
@@ -67,13 +76,15 @@ def analyse(
         # 2
         design, moments, plan, packing = _moments(spec, schema, survey, inputs, engine)
         # 3
-        check_groups(design, moments)
+        moments, noted = with_factors(design, moments, memberships or {})
         collinear = collinear_columns(design, moments)
         if collinear and not drop_collinear:
             raise DesignError(collinear_message(collinear[0]) + "; leave it out, or pass drop_collinear=True")
         if collinear:
             excluded = frozenset(c.name for c in collinear)
+            incidences = moments.incidences
             design, moments, plan, packing = _moments(spec, schema, survey, inputs, engine, excluded)
+            moments = replace(moments, incidences=incidences)
     lost = survey.rows - moments.n_rows
     if lost < 0 or (lost and not _missing(survey)):
         raise DataError(
@@ -81,7 +92,7 @@ def analyse(
             "data change from scan to scan; store them in a table first"
         )
     seconds = {"survey": surveyed - started, "scan": time.perf_counter() - surveyed - packing, "pack": packing}
-    warnings = [*schema.warnings, *survey_warnings(survey)]
+    warnings = [*schema.warnings, *survey_warnings(survey), *noted]
     warnings += [collinear_message(c) + "; it was left out, as asked" for c in collinear]
     return Analysis(design, moments, plan, dropped_rows(survey, moments), tuple(warnings), seconds)
 
@@ -106,6 +117,19 @@ def _moments(
         if not found:
             return design, moments, Plan(steps), time.perf_counter() - started
         varying |= found
+
+
+def with_factors(
+    design: Design, moments: Moments, memberships: Mapping[str, MembershipTable]
+) -> tuple[Moments, tuple[str, ...]]:
+    """The groups of every factor where there are several, and what is to be said of them."""
+    given, warnings = membership_incidences(memberships, moments.keys)
+    incidences = find_incidences(design, moments, given)
+    if not incidences:
+        check_groups(design, moments)
+        return moments, warnings
+    found = replace(moments, incidences=incidences)
+    return found, (*warnings, *check_factors(design, found))
 
 
 def check_groups(design: Design, moments: Moments) -> None:

@@ -1,7 +1,8 @@
 """A fit as one JSON document and one Arrow table, and back: what a saved file holds (docs/reference/stored_moments.md).
 
-The table has the moments by group; the document has the rest.  Every number comes back bit by bit: the table holds
-doubles, and the document writes them with as many digits as they need, or as "nan", "inf", "-inf".
+The table has the moments by group, by cell where there are several grouping factors, and the units of memberships; the
+document has the rest.  The groups of other factors follow from the keys of the cells.  Every number comes back bit by
+bit: the table holds doubles, and the document writes them with as many digits as they need, or as "nan", "inf", "-inf".
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from mlsql.design.survey import ColumnSurvey, Preview, Survey
 from mlsql.formula.atoms import sql_atom
 from mlsql.formula.spec import ModelSpec
 from mlsql.formula.terms import Atom, RandomBlock, Term
+from mlsql.moments.incidence import Incidence
 from mlsql.moments.moments import SAME, Moments
+from mlsql.pipeline.incidences import incidence
 from mlsql.sql.syntax import unique
 
 Document = dict[str, Any]
@@ -229,7 +232,7 @@ def _tuples(levels: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
 
 
 def moments_table(design: Design, moments: Moments) -> pa.Table:
-    """One row per group: keys, n, sums, products, means, group values under readable names."""
+    """One row per group: keys, n, sums, products, means, group values under readable names, units of memberships."""
     layout, position = moment_columns(design), {s: d for d, s in enumerate(design.per_group)}
     arrays: list[Any] = [moments.n]
     if layout.weighted:
@@ -238,9 +241,11 @@ def moments_table(design: Design, moments: Moments) -> pa.Table:
     for a, b in layout.products:
         arrays.append(moments.products[position[a], b] if a in position else moments.products[position[b], a])
     arrays += [*moments.means, *moments.values]
-    keys = moments.keys
+    keys, memberships = moments.keys, [i for i in moments.incidences if not i.ordinary]
     columns = [*keys.columns, *(pa.array(np.ascontiguousarray(values)) for values in arrays)]
-    return pa.table(columns, names=[*keys.column_names, *_column_names(design, keys.column_names)])
+    columns += [part for of in memberships for part in _member_lists(of, moments.n_groups)]
+    names = _column_names(design, keys.column_names, [i.name for i in memberships])
+    return pa.table(columns, names=[*keys.column_names, *names])
 
 
 def moments_document(moments: Moments) -> Document:
@@ -253,14 +258,19 @@ def moments_document(moments: Moments) -> Document:
 
 
 def restored_moments(design: Design, document: Document, table: pa.Table) -> Moments:
-    """The moments of a table and its document; refuses sums by group that do not add up to those over all rows."""
+    """The moments of a table and its document; refuses sums by group that do not add up to those over all rows.
+
+    Of the incidences only those of memberships: the others follow from the keys.
+    """
     layout, S, J = moment_columns(design), len(design.sources), table.num_rows
-    names = _column_names(design, table.column_names[: layout.n_keys])
+    memberships = document.get("memberships", {})
+    names = _column_names(design, table.column_names[: layout.n_keys], list(memberships))
     if table.column_names[layout.n_keys :] != names:
         lacking = [n for n in names if n not in table.column_names]
         what = f"lacks {', '.join(map(repr, lacking[:5]))}" if lacking else "has others or another order"
         raise Damaged(f"the model needs the columns keys, {', '.join(names[:3])}, ...; the file {what}")
-    columns = iter([_values(c, n) for c, n in zip(table.columns[layout.n_keys :], names, strict=True)])
+    numbers = table.columns[layout.n_keys : table.num_columns - 2 * len(memberships)]
+    columns = iter([_values(c, n) for c, n in zip(numbers, names, strict=False)])
     n = next(columns)
     if n.dtype != np.int64 or J < 2 or n.min() < 1:
         raise Damaged("the numbers of rows are none of two or more groups")
@@ -287,10 +297,13 @@ def restored_moments(design: Design, document: Document, table: pa.Table) -> Mom
     values = np.array([next(columns) for _ in design.group_values]).reshape(len(design.group_values), J)
     keys = table.select(list(range(layout.n_keys)))
     for i, kind in enumerate(document["keys"]):
-        if str(keys.schema.field(i).type) != kind:
-            # Parquet has no seconds
-            keys = keys.set_column(i, keys.column_names[i], keys.column(i).cast(pa.type_for_alias(kind)))
+        keys = keys.set_column(i, keys.column_names[i], _cast(keys.column(i), kind))
     return Moments(keys, n, restored_number(document["log_weights"]), sums, products, pooled, means, values)
+
+
+def _cast(column: pa.ChunkedArray, kind: str) -> pa.ChunkedArray:
+    """A column in the type that it had: Parquet has no seconds."""
+    return column if str(column.type) == kind else column.cast(pa.type_for_alias(kind))
 
 
 def _values(column: pa.ChunkedArray, name: str) -> Any:
@@ -299,7 +312,7 @@ def _values(column: pa.ChunkedArray, name: str) -> Any:
     return column.to_numpy()
 
 
-def _column_names(design: Design, keys: Sequence[str]) -> list[str]:
+def _column_names(design: Design, keys: Sequence[str], memberships: Sequence[str] = ()) -> list[str]:
     layout = moment_columns(design)
     bases = {b.sql: b.name for b in design.bases}
     names = ["n", *(["sum(weight)"] if layout.weighted else [])]
@@ -307,6 +320,7 @@ def _column_names(design: Design, keys: Sequence[str]) -> list[str]:
     names += [f"sum({_label(design, a, b)})" for a, b in layout.products]
     names += [f"mean({bases[sql]})" for sql in design.means]
     names += [f"value({v.name})" for v in design.group_values]
+    names += [f"{what}({factor})" for factor in memberships for what in ("units", "weights")]
     return unique(names, keys)
 
 
@@ -314,3 +328,59 @@ def _label(design: Design, a: int, b: int) -> str:
     bases = {b.sql: b.name for b in design.bases}
     factors = [bases[sql] for s in (a, b) for sql in design.sources[s]]
     return " * ".join([*(["weight"] if design.schema.weight is not None else []), *factors])
+
+
+# memberships
+
+
+def memberships_document(moments: Moments) -> Document:
+    """Name and type of the units of each factor whose groups come from a membership table, and its weights' sum."""
+    found = {}
+    for of in moments.incidences:
+        if of.weight is not None:
+            unit = of.keys.schema.field(0)
+            total = number_document(float(of.weight.sum()))
+            found[of.name] = {"unit": unit.name, "type": str(unit.type), "weight": total}
+    return found
+
+
+def restored_memberships(document: Document, table: pa.Table) -> dict[str, Incidence]:
+    """The incidences of memberships, from the last columns of the table: units and weights of every cell."""
+    found, start = {}, table.num_columns - 2 * len(document)
+    for position, (factor, unit) in enumerate(document.items()):
+        units, weights = (table.column(start + 2 * position + i).combine_chunks() for i in range(2))
+        found[factor] = _restored_membership(factor, unit, units, weights)
+    return found
+
+
+def _member_lists(of: Incidence, cells: int) -> list[pa.Array]:
+    """Units and weights of every cell; entries are in order of the cells."""
+    assert of.weight is not None
+    offsets = pa.array(np.concatenate([[0], np.cumsum(np.bincount(of.cell, minlength=cells))]), type=pa.int64())
+    units = of.keys.column(0).take(pa.array(of.group)).combine_chunks()
+    return [pa.LargeListArray.from_arrays(offsets, values) for values in (units, pa.array(of.weight))]
+
+
+def _restored_membership(factor: str, unit: Document, units: Any, weights: Any) -> Incidence:
+    import pyarrow.compute as pc
+
+    lists = all(pa.types.is_list(a.type) or pa.types.is_large_list(a.type) for a in (units, weights))
+    if not lists or units.null_count or weights.null_count:
+        raise Damaged(f"the memberships of {factor} are no lists of units and weights")
+    sizes = pc.list_value_length(units).to_numpy(zero_copy_only=False)
+    weight = weights.flatten()
+    same = np.array_equal(sizes, pc.list_value_length(weights).to_numpy(zero_copy_only=False))
+    if not same or weight.type != pa.float64() or weight.null_count or not np.isfinite(weight).all():
+        raise Damaged(f"the weights of {factor} are not one finite number for each unit")
+    values: Array = weight.to_numpy(zero_copy_only=False)
+    if not abs(float(values.sum()) - restored_number(unit["weight"])) <= SAME * float(np.abs(values).sum()):
+        # on another scale the likelihood would be the same, and the variances not
+        raise Damaged(f"the weights of {factor} do not add up to what was saved")
+    cell = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
+    key = _cast(pa.chunked_array([units.flatten()]), unit["type"])
+    if key.null_count:
+        raise Damaged(f"a unit of {factor} is NULL")
+    # the units are distinct values of one column of the entries, as groups are of the cells
+    label = unit["unit"]
+    of = incidence(factor, pa.table([key, pa.array(cell)], names=[label, f"{label} cell"]), [label])
+    return Incidence(factor, of.keys, cell, of.group, values)

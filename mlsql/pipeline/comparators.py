@@ -26,6 +26,7 @@ from mlsql.inference.fixed_effects import fixed_effects
 from mlsql.pipeline.products import Products
 from mlsql.pipeline.submodels import plain_text, predictor, simple_model, submodel_estimates, with_group_means
 from mlsql.results.estimates import Estimates
+from mlsql.results.one_factor import require_one_factor
 
 if TYPE_CHECKING:
     import polars as pl
@@ -55,7 +56,8 @@ class Comparators:
         ----------
         vcov : {"model", "CR0", "CR1"}
             Which standard error the tests use.  CR0 (Raudenbush & Bryk 9.15) and CR1 are cluster-robust by group and
-            take J - 1 degrees of freedom, the model's N - p.
+            take J - 1 degrees of freedom, the model's N - p.  With nested factors groups are those of the coarsest;
+            crossed factors have no robust errors (null).
 
         Returns
         -------
@@ -70,8 +72,14 @@ class Comparators:
         >>> fit.comparators.ols()["ratio"].round(2).to_list()
         [2.52, 2.64]
         """
-        estimates = self.products.estimates
-        found = total_regression(estimates, self.products.by_group())
+        estimates, levels = self.products.estimates, self.products.estimates.levels
+        if levels is None:
+            products = self.products.by_group()
+        elif levels.top is not None:
+            products = estimates.moments.incidences[levels.top].total(self.products.by_group())
+        else:
+            products = estimates.statistics.XytXy[:, :, None]
+        found = total_regression(estimates, products)
         return _robust_table(estimates, found, vcov, _notes(estimates, found, "zero in every row", "a combination of"))
 
     def between(self, weighted: bool = False) -> pl.DataFrame:
@@ -88,7 +96,7 @@ class Comparators:
             term, estimate, std_error, df, statistic, p_value, note.  A column that does not vary between groups, as one
             centred within groups, has no estimate and a note that says so.
         """
-        estimates = self.products.estimates
+        estimates = self._one_factor("between")
         found = between_regression(estimates, weighted)
         notes = _notes(estimates, found, "its group means do not vary", "its group means are a combination of those of")
         return _table(estimates, found, {"std_error": np.sqrt(np.diag(found.covariance))}, found.df, notes)
@@ -106,7 +114,7 @@ class Comparators:
         polars.DataFrame
             As for `ols`.  Columns with one value per group have no estimate and a note that says so.
         """
-        estimates = self.products.estimates
+        estimates = self._one_factor("within")
         found = within_regression(estimates, self.products.by_group())
         notes = _notes(
             estimates,
@@ -128,6 +136,7 @@ class Comparators:
         """
         import polars as pl
 
+        self._one_factor("per_group")
         design, moments = self.products.complete()
         found = group_least_squares(design, moments)
         keys = pl.from_arrow(moments.keys)
@@ -176,6 +185,7 @@ class Comparators:
         """
         import polars as pl
 
+        self._one_factor("slopes")
         raw = predictor(self.products, term)
         simple = simple_model(self.products.estimates.design.spec, raw)
         estimates = submodel_estimates(self.products, simple)
@@ -219,6 +229,8 @@ class Comparators:
         """
         import polars as pl
 
+        means = "put group_mean(x, factor) into the formula; contrasts.contextual_effect() tests it"
+        self._one_factor("hausman", means)
         estimates, skipped = with_group_means(self.products)
         pairs = contextual_pairs(estimates.design)
         if not pairs:
@@ -254,7 +266,7 @@ class Comparators:
             term, ols_std_error, std_error (of the fit), ratio (OLS to the fit's), expected_ratio (sqrt(1 - lambda),
             5.15; for terms of level 2), mean_group_size, icc, reliability (lambda), design_effect
             (1 + (mean_group_size - 1) icc).  The last four belong to the fit's intercept variance, given its
-            predictors, and are null without a random intercept.
+            predictors, and are null without a random intercept and with several grouping factors.
         """
         import polars as pl
 
@@ -276,6 +288,10 @@ class Comparators:
             *[pl.lit(v, dtype=pl.Float64).alias(n) for n, v in zip(names, numbers, strict=True)],
         )
 
+    def _one_factor(self, method: str, instead: str | None = None) -> Estimates:
+        require_one_factor(self.products.estimates, f"comparators.{method}() is", instead)
+        return self.products.estimates
+
     def _centred_row(self, raw: Atom) -> _Row:
         """The random slope of the predictor centred within groups; a note where it cannot be had."""
         label = "multilevel_random_slope"
@@ -295,9 +311,16 @@ def _robust_table(estimates: Estimates, found: Regression, vcov: RobustVcov, not
 
     if vcov not in get_args(RobustVcov):
         raise FitError(f"vcov is {vcov!r}; this regression has {', '.join(get_args(RobustVcov))}")
-    J = estimates.statistics.n_groups
+    J, levels = estimates.statistics.n_groups, estimates.levels
+    crossed = levels is not None and levels.top is None
+    if crossed and vcov != "model":
+        raise FitError(
+            f"vcov={vcov!r} is robust by group, and {estimates.design.spec.group} are crossed or a membership: no rows "
+            "are independent of the others; use vcov='model'"
+        )
     inflation = J / (J - 1.0) if vcov == "CR1" else 1.0
     model, robust = np.sqrt(np.diag(found.covariance)), np.sqrt(inflation * np.diag(found.robust))
+    robust = np.full_like(robust, np.nan) if crossed else robust
     with np.errstate(divide="ignore", invalid="ignore"):
         errors = {"std_error": model, "robust_std_error": robust, "ratio": robust / model}
     table = _table(estimates, found, errors, found.df if vcov == "model" else J - 1, notes, vcov != "model")

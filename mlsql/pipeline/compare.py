@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def compare(*fits: Fit, names: Sequence[str] | None = None) -> pl.DataFrame:
-    """Several fits of the same rows side by side.
+    """Several fits of the same rows side by side; they may have different grouping factors.
 
     Each fit is tested against the one before it by the likelihood ratio where one of the two is nested in the other.
     Where the test does not exist (REML with different fixed parts, models that are not nested) its columns are null
@@ -41,8 +41,9 @@ def compare(*fits: Fit, names: Sequence[str] | None = None) -> pl.DataFrame:
     -------
     polars.DataFrame
         model, n_parameters, deviance, aic, bic, against, chi2, df, p_value, mixture and mixture_p_value (one variance
-        at its boundary), sigma2, intercept_variance, explained_level1, explained_intercept (proportions of the
-        baseline's variances; null where those are of other quantities), baseline, method, formula, note.
+        at its boundary), sigma2, intercept_variance (null with several grouping factors), explained_level1,
+        explained_intercept (proportions of the baseline's variances; null where those are of other quantities or
+        factors), baseline, method, formula, note.
 
     Raises
     ------
@@ -153,6 +154,11 @@ def step_up(
     if isinstance(formula, ModelSpec) and method != formula.method:
         formula = replace(formula, method=method)
     spec = make_spec(formula, method if not isinstance(formula, ModelSpec) else "REML", weights, groups)
+    if len(spec.factors) > 1:
+        raise FitError(
+            f"step_up is for models with one grouping factor, whose textbook sequence it fits; the model has "
+            f"{len(spec.factors)}: {spec.group}; fit the models that you want to see and compare(...) them"
+        )
     if INTERCEPT not in spec.fixed:
         raise FormulaError("step_up starts from a model with an intercept; leave out the 0 of the fixed part")
     final = fit(spec, data, con=con, level2=level2)

@@ -16,6 +16,7 @@ from mlsql.inference.fixed_effects import check_level
 from mlsql.inference.hypotheses import make_hypothesis
 from mlsql.inference.reference import Reference, make_reference
 from mlsql.inference.slopes import johnson_neyman, slope_contrasts
+from mlsql.moments.shifts import Shifts
 from mlsql.pipeline.products import Products
 from mlsql.report.fixed import contrasts_table, named
 from mlsql.results.estimates import Estimates
@@ -210,7 +211,8 @@ class Contrasts:
         Parameters
         ----------
         within : str
-            The level-1 predictor as in the formula: `ses`, `group_center(ses)`, `grand_center(ses)`.
+            The level-1 predictor as in the formula: `ses`, `group_center(ses)`, `grand_center(ses)`.  With several
+            factors any predictor that varies within the groups of the mean.
         mean : str, optional
             The fixed effect of its group mean: `group_mean(ses)`, or a column such as `meanses`; `group_mean` of the
             same column when not given.
@@ -224,7 +226,7 @@ class Contrasts:
         Raises
         ------
         FitError
-            When one of the two is not in the model.
+            When one of the two is not in the model; when the model has means of the predictor over several factors.
 
         Examples
         --------
@@ -235,11 +237,13 @@ class Contrasts:
         [2.191, 5.866, 3.675]
         """
         inner = self._variable(within)
-        if inner.level != 1:
+        if inner.level != 1 and self._estimates.levels is None:
             raise FitError(
                 f"{within} is constant within groups; name the level-1 predictor, and its group mean as mean="
             )
         outer = self._mean_of(inner, mean)
+        if self._estimates.levels is not None:
+            self._check_levels(inner, outer)
         names = self._estimates.fixed_names
         for variable in (inner, outer):
             if variable.name not in names:
@@ -276,13 +280,35 @@ class Contrasts:
             if found.level != 2:
                 raise FitError(f"{mean} varies within groups; the mean of {inner.name} has one value per group")
             return found
-        for variable in self._variables().values():
-            if variable.origin == "group_mean" and variable.sql == inner.sql:
-                return variable
+        for variable in self._means(inner):
+            return variable
+        of = inner.source if self._estimates.levels is None else f"{inner.source}, factor"
         raise FitError(
-            f"the group mean of {inner.name} is not among the fixed effects; add group_mean({inner.source}) to the "
+            f"the group mean of {inner.name} is not among the fixed effects; add group_mean({of}) to the "
             "formula, or name the column that holds it with mean="
         )
+
+    def _means(self, inner: Variable) -> list[Variable]:
+        return [v for v in self._variables().values() if v.origin == "group_mean" and v.sql == inner.sql]
+
+    def _check_levels(self, inner: Variable, outer: Variable) -> None:
+        """With several factors the mean is of groups within which the predictor varies, and the only one."""
+        design, moments = self._estimates.design, self._estimates.moments
+        means = self._means(inner)
+        factors = dict.fromkeys(v.group for v in (*means, inner, outer) if v.group is not None)
+        if len(means) > 1 or len(factors) > 1:
+            raise FitError(
+                f"{inner.name} and its means are of several grouping factors ({', '.join(factors)}), so the slope "
+                "between groups is a sum of several coefficients; test it with contrasts.estimate()"
+            )
+        shifts = Shifts(design, moments)
+        known = [v for v in (inner, outer) if v.level == 2]
+        values = {v: shifts.pivoted_values(v) for v in known}
+        if not any(all((i.constant(values[v]) is not None) == (v == outer) for v in known) for i in moments.incidences):
+            raise FitError(
+                f"there is no grouping factor within which {inner.name} varies and {outer.name} does not: name the "
+                "predictor, and its mean as mean="
+            )
 
     def _range(self, variable: Variable) -> tuple[float | None, float | None]:
         survey = self._estimates.design.survey

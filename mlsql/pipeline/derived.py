@@ -14,10 +14,14 @@ from mlsql.diagnostics.explained import explained_variance
 from mlsql.errors import FitError
 from mlsql.inference.fixed_effects import check_level
 from mlsql.pipeline.products import Products
+from mlsql.pipeline.residual_diagnostics import key_columns
+from mlsql.report.points import plain_frame, points_frame
 from mlsql.results import variance
 from mlsql.results.estimates import Estimates
 from mlsql.results.measures import icc
+from mlsql.results.one_factor import require_one_factor
 from mlsql.results.points import Points, make_points, random_intercept
+from mlsql.results.reliability import mean_reliabilities, reliabilities
 
 if TYPE_CHECKING:
     import polars as pl
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
 
 At = Mapping[str, object]
 """Predictors by name to a value or values; see `mlsql.results.points.make_points`."""
+
+SHARES = "fit.levels.variance_partition() has the variance and the share of each"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +84,7 @@ class Derived:
         >>> fit.derived.icc(at={"ses": [-1, 0, 1]})["estimate"].round(3).to_list()
         [0.131, 0.116, 0.118]
         """
-        estimates, z = self.products.estimates, _normal(level)
+        estimates, z = self._one_factor("icc", SHARES), _normal(level)
         if at is None and not random_intercept(estimates.design):
             variables = [v.name for c in estimates.design.random for v in c.variables]
             raise FitError(
@@ -89,7 +95,7 @@ class Derived:
         found = variance.variance_at(estimates, points.rows(estimates.design.random))
         low, high = found.share_interval(z)
         columns = {"estimate": found.share, "std_error": found.share_error, "conf_low": low, "conf_high": high}
-        return _frame(points, columns | {"kind": [variance.icc_kind(estimates)] * len(low)})
+        return points_frame(points, columns | {"kind": [variance.icc_kind(estimates)] * len(low)})
 
     def variance_function(self, at: At | None = None, level: float = 0.95) -> pl.DataFrame:
         """Variance of the outcome around its fixed part as a function of the predictors with random slopes.
@@ -118,7 +124,7 @@ class Derived:
         >>> table["point"].to_list(), table["ses"].round(2).to_list(), table["between"].round(2).to_list()
         (['given', 'given', 'minimum'], [-1.0, 1.0, 0.37], [5.55, 4.93, 4.77])
         """
-        estimates, z = self.products.estimates, _normal(level)
+        estimates, z = self._one_factor("variance_function", SHARES), _normal(level)
         points = self._random_points(at)
         labels = ["origin" if at is None else "given"] * points.values.shape[1]
         lowest = variance.minimum_point(estimates, points)
@@ -129,7 +135,7 @@ class Derived:
         columns = _with_interval("between", found.between, found.between_error, z)
         columns["within"] = [found.residual] * len(labels)
         columns |= _with_interval("total", found.total, found.total_error, z)
-        return _frame(points, columns | {"icc": found.share}, {"point": labels})
+        return points_frame(points, columns | {"icc": found.share}, {"point": labels})
 
     def correlations(self, at: At | None = None, level: float = 0.95) -> pl.DataFrame:
         """Covariances and correlations of the random coefficients, at any origin of their predictors.
@@ -146,14 +152,14 @@ class Derived:
         Returns
         -------
         polars.DataFrame
-            The origin's columns (when given), term1, term2, variance1, variance2, covariance, covariance_std_error,
-            correlation, std_error, conf_low, conf_high (Fisher's z).  A covariance that is zero by definition (`||`)
-            has no errors.
+            The origin's columns (when given), group (with several factors), term1, term2, variance1, variance2,
+            covariance, covariance_std_error, correlation, std_error, conf_low, conf_high (Fisher's z).  A covariance
+            that is zero by definition (`||`) has no errors.
 
         Raises
         ------
         FitError
-            When the model has one random coefficient, or an origin cannot be moved: when a random column is computed
+            When no factor has two random coefficients, or an origin cannot be moved: when a random column is computed
             from the predictor, I(x^2), or has no lower-order random column beside it.
 
         Examples
@@ -164,15 +170,17 @@ class Derived:
         [-0.37, -0.11, 0.18]
         """
         estimates, z = self.products.estimates, _normal(level)
-        names = estimates.random_names
+        names, factors = estimates.random_names, variance.factors_of(estimates)
         points = self._random_points(at, together=False)
-        if len(names) < 2:
-            raise FitError(f"{names[0]} is the only random coefficient: there is no other to correlate it with")
+        if not variance.correlated(estimates):
+            alone = f"{names[0]} is the only random coefficient" + (" of each factor" if len(names) > 1 else "")
+            raise FitError(f"{alone}: there is no other to correlate it with")
         found = variance.random_pairs(estimates, variance.moved_origins(estimates, points))
         low, high = found.interval(z)
         shown = [i for i, v in enumerate(points.variables) if v in points.given]
         values = points.values[shown][:, found.origin]
-        columns = {
+        columns: dict[str, Any] = {} if estimates.levels is None else {"group": [factors[a] for a in found.first]}
+        columns |= {
             "term1": [names[a] for a in found.first],
             "term2": [names[b] for b in found.second],
             "variance1": found.variance1,
@@ -183,7 +191,7 @@ class Derived:
             "std_error": found.correlation_error,
         }
         origin = Points(tuple(points.variables[i] for i in shown), values, points.given)
-        return _frame(origin, columns | {"conf_low": low, "conf_high": high})
+        return points_frame(origin, columns | {"conf_low": low, "conf_high": high})
 
     def plausible_values(self, level: float = 0.95, at_w: At | None = None) -> pl.DataFrame:
         """The range in which a share of the groups' coefficients lies, gamma_q0 +- z sqrt(tau_qq) (4.4, 4.19).
@@ -198,7 +206,8 @@ class Derived:
         Returns
         -------
         polars.DataFrame
-            The level-2 predictors' columns, term, estimate (the mean coefficient), sd (sqrt tau_qq), lower, upper,
+            The level-2 predictors' columns, group (with several factors: the range over its groups, with effects 0 of
+            the others), term, estimate (the mean coefficient), sd (sqrt tau_qq), lower, upper,
             ratio (of the limit farther from 0 to the nearer; null when 0 lies between), conditional (tau_qq is a
             residual variance, given level-2 predictors).
 
@@ -217,10 +226,11 @@ class Derived:
         means = np.array([e.mean(estimates, points) for e in equations]).T.ravel()
         sd = np.tile(np.sqrt(np.maximum(np.diag(estimates.T), 0.0)), m)
         low, high = means - z * sd, means + z * sd
-        columns: dict[str, Any] = {"term": list(estimates.random_names) * m, "estimate": means, "sd": sd}
+        columns: dict[str, Any] = {} if estimates.levels is None else {"group": variance.factors_of(estimates) * m}
+        columns |= {"term": list(estimates.random_names) * m, "estimate": means, "sd": sd}
         columns |= {"lower": low, "upper": high, "ratio": variance.limit_ratio(low, high)}
         columns["conditional"] = [e.conditional for e in equations] * m
-        return _frame(Points(points.variables, np.repeat(points.values, q, axis=1), points.given), columns)
+        return points_frame(Points(points.variables, np.repeat(points.values, q, axis=1), points.given), columns)
 
     def reliability(self, by_group: bool = False) -> pl.DataFrame:
         """Reliability of the groups' least-squares coefficients, tau_qq / (tau_qq + v_qqj) (3.58), and its mean (3.59).
@@ -228,13 +238,13 @@ class Derived:
         Parameters
         ----------
         by_group : bool
-            One row per group and coefficient instead of the mean.
+            One row per group and coefficient instead of the mean; with several factors `Fit.group_effects` has them.
 
         Returns
         -------
         polars.DataFrame
-            term, reliability, groups_used (whose own data determine all random coefficients), groups; or the key
-            column(s), term, reliability (null for the other groups), n.
+            group (with several factors), term, reliability, groups_used (whose own data determine all random
+            coefficients), groups; or the key column(s), term, reliability (null for the other groups), n.
 
         Examples
         --------
@@ -243,20 +253,15 @@ class Derived:
         >>> fit.derived.reliability().row(0)
         ('(Intercept)', 0.901..., 160, 160)
         """
-        import polars as pl
-
         estimates = self.products.estimates
-        found, names = variance.reliabilities(estimates), estimates.random_names
-        q, J = found.shape
         if not by_group:
-            used = np.isfinite(found[0])
-            mean = found[:, used].mean(axis=1) if used.any() else np.full(q, np.nan)
-            return _plain({"term": names, "reliability": mean, "groups_used": [int(used.sum())] * q, "groups": [J] * q})
-        keys = pl.from_arrow(estimates.moments.keys)
-        assert isinstance(keys, pl.DataFrame)
+            return plain_frame(mean_reliabilities(estimates))
+        self._one_factor("reliability", "fit.group_effects(factor) has the reliability of every group", "by_group=True")
+        found, names = reliabilities(estimates), estimates.random_names
+        q, J = found.shape
         columns = {"term": list(names) * J, "reliability": found.T.ravel(), "n": np.repeat(estimates.moments.n, q)}
-        rows = keys.rename({k: f"group_{k}" for k in keys.columns if k in columns})[np.repeat(np.arange(J), q)]
-        return pl.concat([rows, _plain(columns)], how="horizontal")
+        keys = {k: v.gather(np.repeat(np.arange(J), q)) for k, v in key_columns(estimates.moments).items()}
+        return plain_frame({(f"group_{k}" if k in columns else k): v for k, v in keys.items()} | columns)
 
     def design_effect(self) -> pl.DataFrame:
         """How much the variance of a mean over all rows exceeds that of independent rows.
@@ -280,7 +285,7 @@ class Derived:
         >>> fit.derived.design_effect()["design_effect"].round(2).to_list()
         [8.92, 9.48]
         """
-        estimates = self.products.estimates
+        estimates = self._one_factor("design_effect")
         rho = icc(estimates)
         if rho is None or estimates.design.spec.weights is not None:
             what = "random slopes" if rho is None else "precision weights"
@@ -292,7 +297,7 @@ class Derived:
         formulas, kind = ["1 + (mean n_j - 1) icc", "1 + (sum n_j^2 / N - 1) icc"], variance.icc_kind(estimates)
         columns = {"formula": formulas, "group_size": sizes, "icc": [rho] * 2, "kind": [kind] * 2}
         columns |= {"design_effect": effects, "effective_rows": estimates.statistics.n_rows / effects}
-        return _plain(columns | {"std_error_ratio": np.sqrt(effects)})
+        return plain_frame(columns | {"std_error_ratio": np.sqrt(effects)})
 
     def explained_variance(self, baseline: Fit | None = None) -> pl.DataFrame:
         """Proportions of variance explained, at each level, against a baseline that you name.
@@ -309,9 +314,9 @@ class Derived:
             measure, level, term, baseline_value, model_value, proportion ((baseline - model) / baseline; may be
             negative), baseline (its formula), note (why there is no proportion, or what it holds for).
 
-            - `raudenbush_bryk`: sigma2 at level 1, each tau_qq at level 2 (4.20, 4.24), between models with the same
-              level-1 predictors and random coefficients.
-            - `snijders_bosker`: sigma2 + tau at level 1, sigma2 / (mean n_j) + tau at level 2; random intercepts only.
+            - `raudenbush_bryk`: sigma2 at level 1, each tau_qq above (4.20, 4.24), between models with the same level-1
+              predictors and random coefficients; with several factors, that vary within the groups of the factor.
+            - `snijders_bosker`: sigma2 + tau at level 1, sigma2 / (mean n_j) + tau at level 2; one random intercept.
             - `nakagawa_marginal`, `nakagawa_conditional`: variance of the fixed part, and of the fixed and random
               parts, over the model's own total variance (its rows' baseline_value; model_value is what remains).
               With random slopes the random part's is its mean over rows (Johnson 2014).
@@ -340,7 +345,7 @@ class Derived:
         names = ("measure", "level", "term", "baseline_value", "model_value", "proportion", "baseline", "note")
         columns = {n: [getattr(f, n, None) for f in found] for n in names}
         columns["baseline"] = [None if f.measure.startswith("nakagawa") else formula for f in found]
-        return _plain(columns, dict.fromkeys(("term", "baseline", "note"), pl.String) | {"level": pl.Int64})
+        return plain_frame(columns, dict.fromkeys(("term", "baseline", "note"), pl.String) | {"level": pl.Int64})
 
     def optimal_n(self, cost_group: float, cost_row: float) -> pl.DataFrame:
         """Rows per group that give the smallest standard error for a budget, were a study like this one planned anew.
@@ -367,9 +372,13 @@ class Derived:
         """
         import polars as pl
 
-        found = variance.optimal_sizes(self.products.estimates, cost_group, cost_row)
+        found = variance.optimal_sizes(self._one_factor("optimal_n"), cost_group, cost_row)
         columns = {name: [getattr(f, name) for f in found] for name in ("effect", "term", "n", "note")}
-        return _plain(columns, {"note": pl.String})
+        return plain_frame(columns, {"note": pl.String})
+
+    def _one_factor(self, method: str, instead: str | None = None, arguments: str = "") -> Estimates:
+        require_one_factor(self.products.estimates, f"derived.{method}({arguments}) is", instead)
+        return self.products.estimates
 
     def _random_points(self, at: At | None, *, together: bool = True) -> Points:
         design = self.products.estimates.design
@@ -385,16 +394,3 @@ def _normal(level: float) -> float:
 def _with_interval(name: str, value: Array, error: Array, z: float) -> dict[str, Any]:
     low, high = variance.log_interval(value, error, z)
     return {name: value, f"{name}_std_error": error, f"{name}_conf_low": low, f"{name}_conf_high": high}
-
-
-def _frame(points: Points, columns: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> pl.DataFrame:
-    """A frame that begins with the points; a predictor called like a result is shown as `at_<name>`."""
-    taken = {*(before or {}), *columns}
-    shown = [f"at_{v.name}" if v.name in taken else v.name for v in points.variables]
-    return _plain({**(before or {}), **dict(zip(shown, points.values, strict=True)), **columns})
-
-
-def _plain(columns: Mapping[str, Any], types: Mapping[str, Any] | None = None) -> pl.DataFrame:
-    import polars as pl
-
-    return pl.DataFrame(columns, schema_overrides=types).with_columns(pl.selectors.float().fill_nan(None))

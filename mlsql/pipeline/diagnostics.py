@@ -27,6 +27,7 @@ from mlsql.pipeline.residual_diagnostics import (
     summarise_bins,
     summarise_groups,
 )
+from mlsql.results.one_factor import require_one_factor
 
 if TYPE_CHECKING:
     import polars as pl
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Diagnostics:
-    """Residual diagnostics of a fit.  Rows stay in the database; frames hold groups, bins or single summaries.
+    """Residual diagnostics of a fit with one grouping factor, `advice` of any.  Rows stay in the database.
 
     Attributes
     ----------
@@ -67,6 +68,7 @@ class Diagnostics:
         [12.1, 11.7]
         """
         estimates = self.products.estimates
+        require_one_factor(estimates, "diagnostics.level2() is", "fit.group_effects(factor) has the effects of each")
         design, moments = self.products.complete()
         found, spread = distances(estimates), outcome_spread(design, moments)
         own = dispersion(group_least_squares(design, moments), spread.squares, 1).sd
@@ -315,7 +317,7 @@ class Diagnostics:
         Returns
         -------
         polars.DataFrame
-            topic, term, value (what was found), rule, advice.
+            topic, term, value (what was found), rule, advice.  With several factors without rules of two levels.
 
         Examples
         --------

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlsql._arrays import Array
 from mlsql._typing import DfMethod, Unseen, Vcov
 from mlsql.errors import FitError
-from mlsql.formula.describe import level_equations
 from mlsql.formula.spec import ModelSpec
 from mlsql.pipeline.comparators import Comparators
 from mlsql.pipeline.contrasts import Contrasts
@@ -18,14 +17,15 @@ from mlsql.pipeline.derived import Derived
 from mlsql.pipeline.diagnostics import Diagnostics
 from mlsql.pipeline.inferring import Inferring
 from mlsql.pipeline.interop import Interop
+from mlsql.pipeline.keeping import Keeping
+from mlsql.pipeline.levels import Levels
 from mlsql.pipeline.prepare import Inputs
 from mlsql.pipeline.products import Products
 from mlsql.pipeline.resampling import Resampling
-from mlsql.pipeline.save import save_fit
 from mlsql.pipeline.score import score_predictions, score_residuals
-from mlsql.pipeline.store import fit_identifier, write_tables
-from mlsql.report import fixed, tables
-from mlsql.report.summary import summary
+from mlsql.pipeline.store import fit_identifier
+from mlsql.report import tables
+from mlsql.report.summary import equations_text, summary
 from mlsql.results.estimates import Estimates
 from mlsql.results.measures import aic, bic, icc
 from mlsql.sql.plan import Plan
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Fit(Inferring, Interop):
+class Fit(Inferring, Interop, Keeping):
     """A fitted (or evaluated) model.  Immutable; tables are made when asked for.
 
     Attributes
@@ -97,23 +97,35 @@ class Fit(Inferring, Interop):
         Parameters
         ----------
         group : str, optional
-            The grouping factor; the model has one.
+            The grouping factor, `"school"` or `"school:child"`; needed when the model has several.
 
         Returns
         -------
         polars.DataFrame
             Key column(s), term, estimate (EB residual), std_error (posterior, with the fixed effects' uncertainty),
-            conditional_sd (without it), coefficient, coefficient_std_error, ols_estimate, ols_std_error,
-            ols_coefficient, reliability, n.  Least-squares columns are null for groups of deficient rank.
+            conditional_sd (without it), reliability, n.  With one factor also coefficient, coefficient_std_error,
+            ols_estimate, ols_std_error, ols_coefficient; least-squares columns are null for groups of deficient rank.
 
         Raises
         ------
         FitError
-            When the model has no such group.
+            When the model has no such group, or several and none is named.
         """
-        if group is not None and group != self.spec.group:
-            raise FitError(f"the model has no random effects of {group!r}; its group is {self.spec.group!r}")
-        return tables.group_effects_table(self.estimates)
+        factors = self.spec.factors
+        if group is None and len(factors) > 1:
+            raise FitError(
+                f"the model has {len(factors)} grouping factors, {self.spec.group}; name one: "
+                f"group_effects({factors[0].name!r})"
+            )
+        factor = factors[0] if group is None else self.spec.factor(group)
+        if factor is None:
+            raise FitError(f"the model has no random effects of {group!r}; its groups are {self.spec.group}")
+        return tables.group_effects_table(self.estimates, factors.index(factor))
+
+    @property
+    def levels(self) -> Levels:
+        """How the grouping factors meet, shares of variance by level, intra-unit correlations."""
+        return Levels(self.products)
 
     @property
     def contrasts(self) -> Contrasts:
@@ -186,9 +198,10 @@ class Fit(Inferring, Interop):
         return self.estimates.statistics.n_rows
 
     @property
-    def n_groups(self) -> int:
-        """Groups in the analysis."""
-        return self.estimates.statistics.n_groups
+    def n_groups(self) -> int | None:
+        """Groups in the analysis, of the factor in which the others nest; None where there is none."""
+        levels = self.estimates.levels
+        return None if levels is not None and levels.top is None else self.estimates.statistics.n_groups
 
     @property
     def converged(self) -> bool:
@@ -212,7 +225,7 @@ class Fit(Inferring, Interop):
 
     def equations(self) -> str:
         """The model level by level and in mixed form."""
-        return level_equations(self.spec, self.estimates.design.level2_names)
+        return equations_text(self.estimates)
 
     def summary(self, df: DfMethod | None = None, vcov: Vcov = "model") -> str:
         """The whole report, in the layout HLM users know; `df` and `vcov` are those of `inference`."""
@@ -229,8 +242,9 @@ class Fit(Inferring, Interop):
         return self.summary()
 
     def __repr__(self) -> str:
+        groups = "crossed groups" if self.n_groups is None else f"{self.n_groups:,} groups"
         return (
-            f"<mlsql.Fit {self.spec.formula}; {self.spec.method}, {self.n_rows:,} rows, {self.n_groups:,} groups, "
+            f"<mlsql.Fit {self.spec.formula}; {self.spec.method}, {self.n_rows:,} rows, {groups}, "
             f"deviance {self.deviance:.3f}, {self.status.label}>"
         )
 
@@ -242,6 +256,7 @@ class Fit(Inferring, Interop):
         con: duckdb.DuckDBPyConnection | None = None,
         level2: object = None,
         unseen: Unseen = "error",
+        terms: str | Sequence[str] | None = None,
         replace: bool = False,
     ) -> pl.DataFrame | None:
         """Fitted values for every row, computed in the database.
@@ -258,6 +273,9 @@ class Fit(Inferring, Interop):
         unseen : {"error", "population", "missing"}
             Rows whose group the fit did not see: refuse, predict their group effect as zero with the variance of a new
             group, or leave the conditional columns NULL.
+        terms : str or sequence of str, optional
+            Grouping factors whose effects `conditional` holds: `"school"`, `["school", "school:child"]`; all when not
+            given, none for `()` or `"none"`.  The data need no keys of other factors, and their groups may be unseen.
         replace : bool
             Overwrite the table or file if it exists.
 
@@ -270,10 +288,24 @@ class Fit(Inferring, Interop):
         Raises
         ------
         DataError
-            For unseen groups with unseen="error".
+            For unseen groups with unseen="error"; for new data when a factor takes its units from a membership table.
+
+        Notes
+        -----
+        conditional_std_error holds the covariances between the effects of different factors.  It is NULL where they
+        are not to be had: crossed factors with so many groups that they are solved sparse, or more combinations of
+        groups than memory should hold (0.4 GB).  A set of units that the fit did not see is never predicted.
         """
         return score_predictions(
-            self.estimates, self.inputs, data, into=into, con=con, level2=level2, unseen=unseen, replace=replace
+            self.estimates,
+            self.inputs,
+            data,
+            into=into,
+            con=con,
+            level2=level2,
+            unseen=unseen,
+            replace=replace,
+            terms=terms,
         )
 
     def residuals(
@@ -295,74 +327,6 @@ class Fit(Inferring, Interop):
         polars.DataFrame or None
             The data's columns and residual_population (outcome minus fixed part), residual (minus the EB group effects
             too; Raudenbush & Bryk 3.63), residual_ols (minus least-squares group effects, 3.62; NULL in groups of
-            deficient rank), residual_standardized (residual / sigma, times the root of the weight).
+            deficient rank; none with several factors), residual_standardized (residual / sigma x root of the weight).
         """
         return score_residuals(self.estimates, self.inputs, into=into, con=con, replace=replace)
-
-    def to_tables(
-        self,
-        con: duckdb.DuckDBPyConnection,
-        prefix: str = "ml_",
-        *,
-        history: bool = False,
-        covariances: bool | None = None,
-        df: DfMethod | None = None,
-        vcov: Vcov = "model",
-    ) -> str:
-        """Write all result tables in one transaction.
-
-        Tables `<prefix>fits`, `fixed_effects`, `fixed_covariances`, `variance_components`, `group_effects`,
-        `group_covariances`, `group_means` and `terms`, each keyed by fit_id; rows of the same fit are replaced, other
-        fits' are kept.
-
-        Parameters
-        ----------
-        con : DuckDB connection
-        prefix : str
-        history : bool
-            Move the rows that are replaced to tables `<prefix>history_...`.
-        covariances : bool, optional
-            Write the covariances of every group's errors, which standard errors of predictions in SQL need: by default
-            up to 5,000 groups.
-        df, vcov
-            Of the table of fixed effects, as for `inference`.
-
-        Returns
-        -------
-        str
-            The fit_id.
-
-        Raises
-        ------
-        StoreError
-            When the database cannot be written; nothing is changed then.
-        """
-        return write_tables(
-            self.estimates,
-            self.inputs.rows.label,
-            self.warnings,
-            con,
-            prefix,
-            fixed.fixed_effects_table(self.estimates, self.robust_or_reason(), self.reference(df, vcov)),
-            history=history,
-            covariances=covariances,
-        )
-
-    def save(self, path: str | os.PathLike[str], *, replace: bool = False, complete: bool = False) -> None:
-        """Keep the fit in a Parquet file, without the data; `mlsql.load` reads it.
-
-        Parameters
-        ----------
-        path : str or path
-        replace : bool
-            Overwrite the file if it exists.
-        complete : bool
-            Fetch the products by group of a large fit first, so that robust errors, influence and other models can be
-            had from the file.
-
-        Raises
-        ------
-        StoreError
-            When the file cannot be written; nothing is changed then.
-        """
-        save_fit(self, path, replace=replace, complete=complete)

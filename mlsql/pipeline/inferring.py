@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from mlsql.pipeline.fitted import Fit
 
 
+MANY_CELLS = 200_000
+"""Groups of the lowest level up to which robust errors of a model with several factors are part of its tables."""
+
+
 class Inferring:
     """Inference on the fixed effects and the variance components; `Fit` brings estimates and products."""
 
@@ -124,7 +128,15 @@ class Inferring:
         return make_reference(self.estimates, self.products.by_group, "hlm", "CR0").covariance
 
     def robust_or_reason(self) -> Array | str:
-        """The CR0 covariance matrix, or why the data no longer give it: estimates stay readable without."""
+        """The CR0 covariance matrix, or why there is none: estimates stay readable without.
+
+        Many cells whose products are not at hand are not fetched unasked: `inference(vcov="CR0")` does.
+        """
+        levels = self.estimates.levels
+        if levels is not None and levels.top is None:
+            return "no robust errors: they need a grouping factor that contains all others"
+        if levels is not None and not self.products.fetched and self.estimates.moments.n_groups > MANY_CELLS:
+            return "no robust errors unasked for so many groups: inference(vcov='CR0') computes them"
         try:
             return self.robust_covariance()
         except (DataError, QueryError) as error:

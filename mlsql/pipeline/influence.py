@@ -15,6 +15,7 @@ from mlsql.pipeline.products import Products
 from mlsql.report.intervals import parameter_labels
 from mlsql.results.components import component_errors
 from mlsql.results.estimates import Estimates
+from mlsql.results.one_factor import require_one_factor
 
 if TYPE_CHECKING:
     import polars as pl
@@ -78,6 +79,7 @@ def changes_table(products: Products, exact: bool, most: int) -> pl.DataFrame:
 
 def _influence(products: Products, exact: bool, most: int) -> Influence:
     estimates = products.estimates
+    require_one_factor(estimates, "diagnostics.influence() and deletion() are")
     if estimates.statistics.n_groups < 3:
         raise FitError("influence needs at least 3 groups: without one of 2 no variance between groups is left")
     if not exact:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,7 @@ class Interop:
             The data's columns and fitted (with group effects), fitted_population (fixed effects alone), residual,
             residual_population, residual_standardized.
         """
-        chosen = self.inputs if con is None else Inputs(self.inputs.rows, self.inputs.level2, con)
+        chosen = self.inputs if con is None else dataclasses.replace(self.inputs, con=con)
         return score_rows(self.estimates, chosen, augment_query, AUGMENT_COLUMNS, into, "missing", replace)
 
     def as_marginaleffects(

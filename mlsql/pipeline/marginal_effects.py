@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ def marginal_model(
         raise FitError("the package marginaleffects is not installed: pip install marginaleffects") from error
     con = con if con is not None else inputs.con
     rows = inputs.rows if data is None else make_inputs(data, None, con).rows
-    frame = model_frame(estimates, Inputs(rows, inputs.level2, con))
+    frame = model_frame(estimates, replace(inputs, rows=rows, con=con))
     read = {c.lower() for c in raw_columns(estimates.design)}
     frame = frame.drop(c for c in frame.columns if c in _RESERVED and c not in read)
     # a subclass, which is how marginaleffects tells its models; made here, for the package is optional

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sqlglot import exp
@@ -11,13 +13,12 @@ from mlsql.design.design import Design
 from mlsql.design.schema import Input, columns_read
 from mlsql.engine.duckdb import DuckDBEngine
 from mlsql.errors import DataError
-from mlsql.pipeline.design_matrix import group_means, mean_columns, raw_columns, same_group
+from mlsql.pipeline.design_matrix import MeanTable, mean_columns, mean_tables, raw_columns, registered
 from mlsql.pipeline.newdata import check_new_data
 from mlsql.pipeline.prepare import Inputs
 from mlsql.results.estimates import Estimates
 from mlsql.sql.plan import Step
-from mlsql.sql.scoring import effect_name
-from mlsql.sql.syntax import aliased, as_double, column, name, present, scalar
+from mlsql.sql.syntax import aliased, as_double, column, present, scalar
 
 if TYPE_CHECKING:
     import polars as pl
@@ -55,19 +56,16 @@ def model_frame(estimates: Estimates, inputs: Inputs) -> pl.DataFrame:
 
     design = estimates.design
     means = mean_columns(design)
-    with inputs.engine() as engine:
+    tables = mean_tables(estimates, means)
+    with inputs.engine() as engine, ExitStack() as stack:
         columns = engine.columns(inputs.rows, "data")
-        check_new_data(design, inputs, engine, columns, ())
-        query = _query(design, inputs, engine, columns, means).limit(LIMIT + 1)
+        check_new_data(_reduced(estimates, tables), inputs, engine, columns, ())
+        labels = [aliased(column(c, t.alias), means[m]) for t in tables for m, c in t.columns.items()]
+        query = _query(estimates, inputs, engine, columns, labels).limit(LIMIT + 1)
+        for table in tables:
+            query = table.join(query, registered(stack, engine, table.table))
         step = Step("model frame", "the rows of the analysis, raw columns of the fixed part", query)
-        label = f"mlsql_means_{id(query):x}"
-        if means:
-            on = same_group(design, "groups")
-            query.join(_named(exp.Table(this=name(label)), "groups"), on=on, join_type="left", copy=False)
-            with engine.registered(label, group_means(estimates, means)):
-                frame = pl.from_arrow(engine.query(step))
-        else:
-            frame = pl.from_arrow(engine.query(step))
+        frame = pl.from_arrow(engine.query(step))
     assert isinstance(frame, pl.DataFrame)
     if frame.height > LIMIT:
         raise DataError(
@@ -80,25 +78,38 @@ def model_frame(estimates: Estimates, inputs: Inputs) -> pl.DataFrame:
     return _with_levels(design, frame)
 
 
+def _reduced(estimates: Estimates, tables: Sequence[MeanTable]) -> Design:
+    """With several factors only the keys that find group means, or rows of the level-2 table, must be there."""
+    design = estimates.design
+    if estimates.levels is None or design.schema.has_level2:
+        return design
+    keys = {sql for t in tables for _, sql in t.keys}
+    kept = tuple(i for i in design.schema.inputs if i.role != "key" or i.sql in keys)
+    return replace(design, schema=replace(design.schema, inputs=kept))
+
+
 def _query(
-    design: Design, inputs: Inputs, engine: DuckDBEngine, columns: Mapping[str, str], means: Mapping[str, str]
+    estimates: Estimates, inputs: Inputs, engine: DuckDBEngine, columns: Mapping[str, str], means: Sequence[exp.Expr]
 ) -> exp.Select:
     """Rows that have every value, without the group means joined."""
+    design = estimates.design
     have = {c.lower(): c for c in columns}
     upper = {} if inputs.level2 is None else engine.columns(inputs.level2, "level2")
     above = _level2_columns(design, upper)
-    keys = [c for k in design.keys for c in columns_read(k.sql)]
+    # those of a membership number sets of units, and are of no use to anybody
+    sets = {i.name for i in estimates.moments.incidences if not i.ordinary}
+    keys = [c for k in design.keys if k.name not in sets for c in columns_read(k.sql) if c.lower() in have]
     weight = design.schema.weight
     optional = [] if weight is None else [c for c in columns_read(weight.sql) if c.lower() in have]
     own = [c for c in raw_columns(design) if c.lower() not in above]
     chosen = {have[c.lower()]: None for c in [*own, *keys, *optional]}
     items = [_item(column(c, "data"), columns[c], c) for c in chosen]
     items += [_item(column(f"mlsql level2 {c}", "level2"), upper[c], c) for c in above.values()]
-    items += [aliased(column(effect_name("mean", design.means.index(sql)), "groups"), c) for sql, c in means.items()]
+    items += means
     outcome, taken = design.spec.outcome, {c.lower() for c in [*chosen, *above.values()]}
     if _available(outcome.sql, have) and outcome.name.lower() not in taken:
         items.append(aliased(as_double(outcome.sql, ""), outcome.name))
-    inputs_there = [i for i in design.schema.of_table("rows") if _available(i.sql, have)]
+    inputs_there = [i for i in design.schema.of_table("rows") if i.name not in sets and _available(i.sql, have)]
     query = exp.select(*items).from_(_named(inputs.tables.rows, "data")).where(*present(inputs_there))
     if inputs.level2 is None:
         return query

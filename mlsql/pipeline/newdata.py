@@ -52,6 +52,8 @@ def check_new_data(
 
 
 def _check(items: Sequence[Input], columns: dict[str, str], relation: exp.Expr, engine: DuckDBEngine) -> None:
+    if not items:
+        return
     for item in items:
         require_columns(f"to predict, {item.name} is needed", item.sql, columns)
     candidates = [Candidate(i.name, i.sql, i.role, i.table, i.role == "factor") for i in items]

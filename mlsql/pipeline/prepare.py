@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class JoinedTable:
+    """A table of a factor's groups that the relation of the rows reads, and the columns that the rows have from it."""
+
+    source: Source
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Inputs:
     """The data of a model: sources and the connection to read them on.
 
@@ -31,11 +39,17 @@ class Inputs:
     level2 : Source or None
     con : DuckDB connection or None
         The user's; None for the process's own.
+    others : tuple of Source
+        What the relation of the rows reads besides the user's data: the sets of membership tables.
+    joined : tuple of JoinedTable
+        Level-2 tables of several factors, which the relation of the rows reads, too.
     """
 
     rows: Source
     level2: Source | None
     con: duckdb.DuckDBPyConnection | None
+    others: tuple[Source, ...] = ()
+    joined: tuple[JoinedTable, ...] = ()
 
     @property
     def tables(self) -> Tables:
@@ -45,7 +59,8 @@ class Inputs:
     @contextmanager
     def engine(self, progress: Progress | None = None) -> Iterator[DuckDBEngine]:
         """An engine that sees the sources."""
-        sources = [s for s in (self.rows, self.level2) if s is not None]
+        above = (t.source for t in self.joined)
+        sources = [s for s in (self.rows, self.level2, *self.others, *above) if s is not None]
         with open_engine(self.con, sources, progress) as engine:
             yield engine
 

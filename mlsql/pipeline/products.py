@@ -69,7 +69,7 @@ class Products:
         return self._complete
 
     def by_group(self) -> Array:
-        """(p+1, p+1, J) [X y]'W[X y] in the internal columns."""
+        """(p+1, p+1, J) [X y]'W[X y] in the internal columns; by cell where there are several factors."""
         if self._by_group is None:
             self._by_group = group_products(*self.complete(), self.estimates.statistics)
         return self._by_group

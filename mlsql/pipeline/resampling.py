@@ -24,6 +24,7 @@ from mlsql.inference.resampling import (
 from mlsql.pipeline.products import Products
 from mlsql.report.intervals import replicates_frame, resampling_table
 from mlsql.results.estimates import Estimates
+from mlsql.results.one_factor import require_one_factor
 
 if TYPE_CHECKING:
     import polars as pl
@@ -105,7 +106,8 @@ class Resampling:
         """Parametric bootstrap: outcomes simulated from the fit, each fitted anew.
 
         The moments of a simulated outcome are drawn from their exact joint distribution, so that a replicate costs the
-        same for any number of rows.  A fit on the boundary is simulated as it is, and the table says so.
+        same for any number of rows; with several factors as much as a sum over the combinations of their groups, and a
+        fit.  A fit on the boundary is simulated as it is, and the table says so.
 
         Parameters
         ----------
@@ -129,7 +131,7 @@ class Resampling:
     def cluster_bootstrap(self, replicates: int = 1000, seed: int = 1) -> Bootstrap:
         """Cluster bootstrap: groups drawn with replacement, by re-weighting their moments.
 
-        Pivots, and the grand means that centre predictors, stay those of the fit.
+        For models with one grouping factor.  Pivots, and the grand means that centre predictors, stay those of the fit.
 
         Parameters
         ----------
@@ -141,10 +143,13 @@ class Resampling:
         Bootstrap
         """
         estimates = self._estimates
+        require_one_factor(estimates, "resampling.cluster_bootstrap() is", "bootstrap() simulates any model")
         return Bootstrap(estimates, cluster_bootstrap(estimates, self.products.by_group(), replicates, seed))
 
     def jackknife(self, blocks: int | None = None, seed: int = 1, level: float = 0.95) -> pl.DataFrame:
         """Group jackknife: refits without one group, or one random block of groups, at a time.
+
+        For models with one grouping factor.
 
         Parameters
         ----------
@@ -161,6 +166,7 @@ class Resampling:
             As `Bootstrap.table`; bias is the jackknife's estimate of it, replicates the number of blocks.
         """
         check_level(level)
+        require_one_factor(self._estimates, "resampling.jackknife() is", "bootstrap() simulates any model")
         J = self._estimates.statistics.n_groups
         if J < 3:
             raise FitError(f"the jackknife needs at least 3 groups and there are {J}: without one, T has no estimate")

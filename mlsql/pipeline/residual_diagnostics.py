@@ -26,6 +26,7 @@ from mlsql.pipeline.products import Products
 from mlsql.pipeline.score import group_table, registered, score_model
 from mlsql.results.effects import eb_residuals, least_squares
 from mlsql.results.estimates import Estimates
+from mlsql.results.one_factor import require_one_factor
 from mlsql.sql.candidates import GroupCandidate, candidates_step
 from mlsql.sql.plan import Step
 from mlsql.sql.residual_summaries import Residuals, Value, analysis_rows, bins_step, free_labels, summary_step
@@ -134,6 +135,7 @@ def enter_table(products: Products, candidates: Sequence[str]) -> pl.DataFrame:
     estimates = products.estimates
     if isinstance(candidates, str) or not candidates:
         raise FormulaError("candidates is a list of columns or SQL expressions: to_enter(['size', 'ln(size)'])")
+    require_one_factor(estimates, "diagnostics.to_enter() is", "compare fits with the candidate and without")
     found, values = _candidate_values(estimates, products.inputs, candidates)
     eb = simple_regressions(eb_residuals(estimates), values)
     ols = simple_regressions(least_squares(estimates).u, values)
@@ -190,6 +192,8 @@ def _run(
     if kind not in get_args(ResidualKind):
         raise DataError(f"kind is {kind!r}; it is one of {', '.join(map(repr, get_args(ResidualKind)))}")
     estimates, inputs = products.estimates, products.inputs
+    methods = "diagnostics.residuals(), qq(), by_group() and against() are"
+    require_one_factor(estimates, methods, "fit.residuals() has the residuals of every row")
     design = estimates.design
     with inputs.engine() as engine:
         # 1

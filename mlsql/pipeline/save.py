@@ -16,22 +16,24 @@ import pyarrow as pa
 from sqlglot import exp
 
 from mlsql.engine.source import Source
-from mlsql.errors import DataError, MlsqlError, StoreError
-from mlsql.likelihood.gaussian import Deviance
-from mlsql.moments.statistics import assemble
+from mlsql.errors import DataError, FitError, MlsqlError, StoreError
 from mlsql.pipeline.codec import (
     Damaged,
     Document,
     design_document,
     matrix_document,
+    memberships_document,
     moments_document,
     moments_table,
     number_document,
     restored_design,
     restored_matrix,
+    restored_memberships,
     restored_moments,
     restored_number,
 )
+from mlsql.pipeline.incidences import find_incidences
+from mlsql.pipeline.objective import make_objective
 from mlsql.pipeline.prepare import Inputs
 from mlsql.pipeline.products import Products
 from mlsql.pipeline.store import fit_identifier
@@ -49,7 +51,10 @@ if TYPE_CHECKING:
 KEY = b"mlsql"
 """The document's key among the metadata of the Parquet file."""
 
-FORMAT, VERSION = "mlsql fit", 1
+FORMAT = "mlsql fit"
+
+VERSIONS = (1, 2)
+"""Of the format: 1 for two-level models, 2 with several grouping factors or memberships: older releases refuse it."""
 
 SAME_DEVIANCE = 1e-8
 """Relative difference of the stored deviance and that of the stored moments that rounding explains."""
@@ -159,12 +164,13 @@ def load(path: str | os.PathLike[str]) -> Fit:
 def _document(fit: Fit, estimates: Estimates) -> Document:
     return {
         "format": FORMAT,
-        "version": VERSION,
+        "version": 2 if estimates.moments.incidences else 1,
         "mlsql_version": package_version(),
         "fit_id": fit.fit_id,
         "source": fit.inputs.rows.label,
         **design_document(estimates.design),
         **moments_document(estimates.moments),
+        **({"memberships": memberships_document(estimates.moments)} if estimates.moments.incidences else {}),
         "estimates": {
             "L": matrix_document(estimates.L),
             "sigma2": number_document(estimates.sigma2),
@@ -185,13 +191,21 @@ def _restored(document: Document, table: pa.Table) -> Estimates:
     """Design, moments and statistics again, and the likelihood at the stored variance components."""
     design = restored_design(document)
     moments = restored_moments(design, document, table)
-    statistics = assemble(design, moments)
+    memberships = restored_memberships(document.get("memberships", {}), table)
+    moments = replace(moments, incidences=find_incidences(design, moments, memberships))
+    if bool(moments.incidences) != (document["version"] == 2):
+        raise Damaged("its version is not that of its grouping factors")
+    try:
+        objective = make_objective(design, moments, design.spec.method)
+    except FitError as error:
+        raise StoreError(f"the fit cannot be loaded here: {error}") from error
+    statistics = objective.statistics
     found = document["estimates"]
     L = restored_matrix(found["L"], statistics.q, "variance components")
     sigma2, deviance = restored_number(found["sigma2"]), restored_number(found["deviance"])
     if not (np.isfinite(L).all() and 0 < sigma2 < np.inf):
         raise Damaged("its variance components are no numbers")
-    evaluation = Deviance(statistics, design.spec.method).at(L, sigma2=sigma2)
+    evaluation = objective.at(L, sigma2=sigma2)
     # a deviance may be near 0 while the terms that it sums are of the order of the rows
     scale = max(abs(deviance), float(statistics.n_rows))
     if not abs(evaluation.deviance - deviance) <= SAME_DEVIANCE * scale:
@@ -235,10 +249,12 @@ def _read(source: Path) -> tuple[pa.Table, Document]:
         raise StoreError(f"{source} is damaged or was edited: its document is no JSON, {_line(error)}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise StoreError(f"{source} is no saved fit: its document does not say {FORMAT!r}")
-    if document.get("version") != VERSION:
+    version = document.get("version")
+    if version not in VERSIONS:
+        known = " and ".join(map(str, VERSIONS))
         raise StoreError(
-            f"{source} has format version {document.get('version')}, written by mlsql {document.get('mlsql_version')}; "
-            f"this is mlsql {package_version()}, which reads version {VERSION}: load it with that mlsql, or fit again"
+            f"{source} has format version {version}, written by mlsql {document.get('mlsql_version')}; "
+            f"this is mlsql {package_version()}, which reads versions {known}: load it with that mlsql, or fit again"
         )
     return table, document
 

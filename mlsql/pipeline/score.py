@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import secrets
@@ -23,8 +24,10 @@ from mlsql.design.design import Part
 from mlsql.engine.duckdb import DuckDBEngine
 from mlsql.errors import DataError, StoreError
 from mlsql.moments.shifts import Shifts
+from mlsql.pipeline.factor_tables import new_inputs
+from mlsql.pipeline.level_score import chosen_factors, level_step
 from mlsql.pipeline.newdata import check_new_data
-from mlsql.pipeline.prepare import Inputs, make_inputs
+from mlsql.pipeline.prepare import Inputs
 from mlsql.results.effects import conditional_variance, eb_residuals, least_squares, shrunken_design
 from mlsql.results.estimates import Estimates
 from mlsql.sql import scoring
@@ -48,6 +51,7 @@ def score_predictions(
     level2: object,
     unseen: Unseen,
     replace: bool,
+    terms: str | Sequence[str] | None = None,
 ) -> pl.DataFrame | None:
     """See `Fit.predict`."""
     if unseen not in ("error", "population", "missing"):
@@ -55,14 +59,11 @@ def score_predictions(
     if data is None:
         if level2 is not None:
             raise DataError("level2 belongs to new data; pass data as well")
-        chosen = inputs if con is None else Inputs(inputs.rows, inputs.level2, con)
+        chosen = inputs if con is None else dataclasses.replace(inputs, con=con)
     else:
-        chosen = make_inputs(data, level2, con if con is not None else inputs.con)
-        if estimates.design.schema.has_level2 and level2 is None:
-            raise DataError("the model uses a level2 table; new data need their level2= too")
-        if level2 is not None and not estimates.design.schema.has_level2:
-            raise DataError("the model was fitted without a level2 table; leave level2= out")
-    return score_rows(estimates, chosen, scoring.prediction_query, scoring.PREDICTION_COLUMNS, into, unseen, replace)
+        chosen = new_inputs(estimates, data, level2, con if con is not None else inputs.con)
+    columns = scoring.PREDICTION_COLUMNS
+    return score_rows(estimates, chosen, scoring.prediction_query, columns, into, unseen, replace, terms)
 
 
 def score_residuals(
@@ -74,8 +75,9 @@ def score_residuals(
     replace: bool,
 ) -> pl.DataFrame | None:
     """See `Fit.residuals`."""
-    chosen = inputs if con is None else Inputs(inputs.rows, inputs.level2, con)
-    return score_rows(estimates, chosen, scoring.residual_query, scoring.RESIDUAL_COLUMNS, into, "missing", replace)
+    chosen = inputs if con is None else dataclasses.replace(inputs, con=con)
+    columns = [c for c in scoring.RESIDUAL_COLUMNS if estimates.levels is None or c != "residual_ols"]
+    return score_rows(estimates, chosen, scoring.residual_query, columns, into, "missing", replace)
 
 
 def score_rows(
@@ -86,32 +88,23 @@ def score_rows(
     into: str | os.PathLike[str] | None,
     unseen: Unseen,
     replace: bool,
+    terms: str | Sequence[str] | None = None,
 ) -> pl.DataFrame | None:
-    """Run a scoring query.
+    """Run a scoring query: that of `build` for the one grouping factor of a two-level model, else one of its own.
 
-    1. Check the data's columns.
-    2. Bring the group table to the engine; with unseen="error", refuse groups it does not have.
-    3. Return the rows, or write them in one statement.
+    1. The statement, while the tables of group effects are at hand.
+    2. Return the rows, or write them in one statement.
     """
-    design = estimates.design
+    chosen = chosen_factors(estimates.design.spec, terms)
     with inputs.engine() as engine:
         # 1
-        columns = engine.columns(inputs.rows, "data")
-        check_new_data(design, inputs, engine, columns, added)
+        if estimates.levels is not None or not chosen:
+            pivoted, model = _pivoted(estimates), score_model(estimates)
+            steps = level_step(estimates, model, (pivoted.beta, pivoted.u), inputs, engine, added, chosen, unseen)
+        else:
+            steps = _group_step(estimates, inputs, engine, build, added, unseen)
         # 2
-        with registered(engine, group_table(estimates)) as groups:
-            query = scoring.ScoreQuery(
-                score_model(estimates),
-                inputs.tables.rows,
-                groups,
-                inputs.tables.level2,
-                tuple(columns),
-                unseen == "population",
-            )
-            if unseen == "error":
-                _refuse_unseen(engine, query)
-            # 3
-            step = Step("score", "predictions or residuals of every row", build(query))
+        with steps as step:
             if into is None:
                 import polars as pl
 
@@ -120,6 +113,33 @@ def score_rows(
                 return frame
             _write(engine, step, os.fspath(into), replace, inputs)
             return None
+
+
+@contextmanager
+def _group_step(
+    estimates: Estimates, inputs: Inputs, engine: DuckDBEngine, build: Build, added: Sequence[str], unseen: Unseen
+) -> Iterator[Step]:
+    """The statement of a two-level model.
+
+    1. Check the data's columns.
+    2. Bring the group table to the engine; with unseen="error", refuse groups it does not have.
+    """
+    # 1
+    columns = engine.columns(inputs.rows, "data")
+    check_new_data(estimates.design, inputs, engine, columns, added)
+    # 2
+    with registered(engine, group_table(estimates)) as groups:
+        query = scoring.ScoreQuery(
+            score_model(estimates),
+            inputs.tables.rows,
+            groups,
+            inputs.tables.level2,
+            tuple(columns),
+            unseen == "population",
+        )
+        if unseen == "error":
+            _refuse_unseen(engine, query)
+        yield Step("score", "predictions or residuals of every row", build(query))
 
 
 def _write(engine: DuckDBEngine, step: Step, into: str, replace: bool, inputs: Inputs) -> None:

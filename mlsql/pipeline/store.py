@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +17,17 @@ from sqlglot import exp
 
 from mlsql._arrays import Array
 from mlsql.design.columns import Column, Variable
+from mlsql.design.membership import SUM_CALL
 from mlsql.engine.duckdb import default_connection
 from mlsql.engine.write import TableRows, read_rows, replace_rows
 from mlsql.errors import StoreError
 from mlsql.formula.terms import Atom
 from mlsql.moments.shifts import Shifts
 from mlsql.report import stored, tables
+from mlsql.results.centering import factor_means
 from mlsql.results.effects import group_effects, shrunken_design
 from mlsql.results.estimates import Estimates
+from mlsql.results.level_effects import LevelEffects, level_effects
 from mlsql.sql.scoring import guarded
 from mlsql.sql.syntax import aliased, call, column, name, render, scalar, shifted, times
 from mlsql.version import package_version
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 MANY_GROUPS = 5_000
-"""Up to this many groups their covariances are written without being asked for."""
+"""Up to this many groups, of all factors together, their covariances are written without being asked for."""
 
 SHOWN = ("fits", "fixed_effects", "variance_components")
 
@@ -59,17 +63,17 @@ def write_tables(
 ) -> str:
     """See `Fit.to_tables`."""
     _check_connection(con)
+    fit_id, groups = fit_identifier(estimates, source), _grouped(estimates)
     if covariances is None:
-        covariances = estimates.statistics.n_groups <= MANY_GROUPS
-    fit_id, keys = fit_identifier(estimates, source), _key_texts(estimates.moments.keys)
+        covariances = sum(len(g.keys) for g in groups) <= MANY_GROUPS
     frames = {
         "fits": _fits(estimates, source, warnings),
         "fixed_effects": fixed_effects,
         "fixed_covariances": _fixed_covariances(estimates),
         "variance_components": tables.variance_components_table(estimates),
-        "group_effects": _group_effects(estimates, keys),
-        "group_covariances": _group_covariances(estimates, keys, covariances),
-        "group_means": _group_means(estimates, keys),
+        "group_effects": _stacked([_group_effects(estimates, g) for g in groups]),
+        "group_covariances": _stacked([_group_covariances(estimates, g, covariances) for g in groups]),
+        "group_means": _stacked([_group_means(estimates, g) for g in groups]),
         "terms": _terms(estimates, fit_id, prefix),
     }
     rows = {label: _rows(fit_id, frame) for label, frame in frames.items()}
@@ -146,6 +150,37 @@ def _fixed_covariances(estimates: Estimates) -> pl.DataFrame:
 # groups
 
 
+@dataclass(frozen=True, slots=True)
+class _Groups:
+    """The groups of one factor.
+
+    Attributes
+    ----------
+    factor : str
+    keys : polars.Series
+        Text of each group's key.
+    effects : LevelEffects or None
+        None for a two-level model.
+    """
+
+    factor: str
+    keys: pl.Series
+    effects: LevelEffects | None
+
+
+def _grouped(estimates: Estimates) -> list[_Groups]:
+    if estimates.levels is None:
+        return [_Groups(estimates.design.spec.group, _key_texts(estimates.moments.keys), None)]
+    found = level_effects(estimates)
+    return [_Groups(e.incidence.name, _key_texts(e.incidence.keys), e) for e in found]
+
+
+def _stacked(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    import polars as pl
+
+    return pl.concat(frames)
+
+
 def _key_texts(keys: pa.Table) -> pl.Series:
     """One text per group as DuckDB itself casts keys, so that SQL finds them: see `_key_text`."""
     import polars as pl
@@ -169,63 +204,79 @@ def _key_text(keys: Sequence[exp.Expr]) -> exp.Expr:
     return exp.DPipe(this=exp.DPipe(this=exp.Literal.string("["), expression=parts), expression=exp.Literal.string("]"))
 
 
-def _group_effects(estimates: Estimates, keys: pl.Series) -> pl.DataFrame:
-    """The accessor's table with one text column in place of the typed key columns, so that all fits share a table."""
-    frame = tables.group_effects_table(estimates).select(tables.EFFECT_COLUMNS)
-    return _of_groups(estimates, keys, frame.height // len(keys), frame.get_columns())
+def _group_effects(estimates: Estimates, groups: _Groups) -> pl.DataFrame:
+    """The accessor's table with one text column in place of the typed key columns, so that all fits share a table.
+
+    Columns that there are not with several factors are NULL.
+    """
+    import polars as pl
+
+    if groups.effects is None:
+        frame = tables.group_effects_table(estimates)
+    else:
+        frame = tables.level_effects_table(groups.effects)
+    absent = [pl.lit(None, dtype=pl.Float64).alias(c) for c in tables.EFFECT_COLUMNS if c not in frame.columns]
+    frame = frame.with_columns(absent).select(tables.EFFECT_COLUMNS)
+    return _of_groups(groups, groups.keys, frame.height // len(groups.keys), frame.get_columns())
 
 
-def _of_groups(estimates: Estimates, keys: pl.Series, times_each: int, columns: Sequence[Any]) -> pl.DataFrame:
-    """Columns of several rows per group, in key order, after the group's name and key."""
+def _of_groups(groups: _Groups, keys: pl.Series, times_each: int, columns: Sequence[Any]) -> pl.DataFrame:
+    """Columns of several rows per group, in key order, after the factor's name and the group's key."""
     import polars as pl
 
     repeated = keys.gather(np.repeat(np.arange(len(keys)), times_each)).alias("key")
-    return pl.DataFrame([repeated, *columns]).select(pl.lit(estimates.design.spec.group).alias("group"), pl.all())
+    return pl.DataFrame([repeated, *columns]).select(pl.lit(groups.factor).alias("group"), pl.all())
 
 
-def _group_covariances(estimates: Estimates, keys: pl.Series, wanted: bool) -> pl.DataFrame:
+def _group_covariances(estimates: Estimates, groups: _Groups, wanted: bool) -> pl.DataFrame:
     """Covariances of the errors of a group's effects with each other and with those of the fixed effects."""
     import polars as pl
 
-    fixed, random = estimates.fixed_names, estimates.random_names
+    own = groups.effects
+    fixed, random = estimates.fixed_names, estimates.random_names if own is None else own.names
     labels = [("fixed", f, "random", r) for f in fixed for r in random]
     labels += [("random", a, "random", b) for a in random for b in random]
     J, values = 0, np.zeros(0)
     if wanted:
-        J = estimates.statistics.n_groups
-        crossed = -np.einsum("fg,qgj->jfq", estimates.vcov, shrunken_design(estimates), optimize=True)
-        own = np.moveaxis(group_effects(estimates).posterior, 2, 0)
-        values = np.concatenate([crossed.reshape(J, -1), own.reshape(J, -1)], axis=1).ravel()
+        J = len(groups.keys)
+        shrunken = shrunken_design(estimates) if own is None else own.shrunken
+        posterior = group_effects(estimates).posterior if own is None else own.posterior
+        crossed = -np.einsum("fg,qgj->jfq", estimates.vcov, shrunken, optimize=True)
+        among = np.moveaxis(posterior, 2, 0)
+        values = np.concatenate([crossed.reshape(J, -1), among.reshape(J, -1)], axis=1).ravel()
     words = [pl.Series(n, [label[i] for label in labels], dtype=pl.String) for i, n in enumerate(PAIR)]
     tiled = [w.gather(np.tile(np.arange(len(labels)), J)) for w in words]
-    return _of_groups(estimates, keys.head(J), len(labels), [*tiled, pl.Series("covariance", values)])
+    return _of_groups(groups, groups.keys.head(J), len(labels), [*tiled, pl.Series("covariance", values)])
 
 
 PAIR = ("effect1", "term1", "effect2", "term2")
 
 
-def _group_means(estimates: Estimates, keys: pl.Series) -> pl.DataFrame:
+def _group_means(estimates: Estimates, groups: _Groups) -> pl.DataFrame:
     """Group means that the model's columns are made of, on the user's scale."""
     import polars as pl
 
-    design, moments = estimates.design, estimates.moments
-    bases = {b.sql: b for b in design.bases}
-    used = [sql for sql in design.means if sql in _averaged(estimates)]
-    labels = pl.Series("variable", [bases[sql].name for sql in used], dtype=pl.String)
-    means: Array = np.array([moments.means[design.means.index(sql)] + bases[sql].pivot for sql in used])
-    J = len(keys) if used else 0
+    used, bases = _averaged(estimates, groups), {b.sql: b for b in estimates.design.bases}
+    labels = pl.Series("variable", [bases[v.sql].name for v in used], dtype=pl.String)
+    of = None if groups.effects is None else groups.effects.incidence
+    means: Array = np.array([factor_means(estimates, v, of) for v in used])
+    J = len(groups.keys) if used else 0
     return _of_groups(
-        estimates,
-        keys.head(J),
+        groups,
+        groups.keys.head(J),
         len(used),
         [labels.gather(np.tile(np.arange(len(used)), J)), pl.Series("mean", means.T.ravel(), dtype=pl.Float64)],
     )
 
 
-def _averaged(estimates: Estimates) -> frozenset[str]:
-    """SQL of the columns whose group means the model uses."""
-    variables = {v for c in (*estimates.design.fixed.columns, *estimates.design.random) for v in c.variables}
-    return frozenset(v.sql for v in variables if v.centering == "group" or v.origin == "group_mean")
+def _averaged(estimates: Estimates, groups: _Groups) -> list[Variable]:
+    """One variable for each column whose means of these groups the model uses."""
+    found: dict[str, Variable] = {}
+    for item in (*estimates.design.fixed.columns, *estimates.design.random):
+        for v in item.variables:
+            if (v.centering == "group" or v.origin == "group_mean") and v.group in (None, groups.factor):
+                found.setdefault(v.sql, v)
+    return [found[sql] for sql in estimates.design.means if sql in found]
 
 
 # terms
@@ -236,22 +287,33 @@ def _terms(estimates: Estimates, fit_id: str, prefix: str) -> pl.DataFrame:
     import polars as pl
 
     spec, shifts = estimates.design.spec, Shifts(estimates.design, estimates.moments)
-    rows: list[tuple[str, int, str, str, str | None]] = []
+    rows: list[tuple[str, int, str, str, str | None, str | None]] = []
 
-    def add_atoms(part: str, atoms: Sequence[Atom]) -> None:
-        rows.extend((part, i, a.name, scalar(a.sql).sql("duckdb"), "data") for i, a in enumerate(atoms))
+    def add_atoms(part: str, atoms: Sequence[Atom], group: str | None = None, table: str = "data") -> None:
+        rows.extend((part, i, a.name, scalar(a.sql).sql("duckdb"), table, group) for i, a in enumerate(atoms))
 
     add_atoms("outcome", [spec.outcome])
     add_atoms("offset", spec.offset)
     add_atoms("weight", [] if spec.weights is None else [spec.weights])
-    add_atoms("key", spec.keys)
+    members = {i.name for i in estimates.moments.incidences if not i.ordinary}
+    for factor in spec.factors:
+        add_atoms("key", factor.keys, factor.name, "membership" if factor.name in members else "data")
     for part, columns in (("fixed", estimates.design.fixed.columns), ("random", estimates.design.random)):
         for i, item in enumerate(columns):
             sql = _column_sql(estimates, item, shifts, fit_id, prefix).sql("duckdb")
-            places = dict.fromkeys("level2" if v.origin == "level2" else "data" for v in item.variables)
-            rows.append((part, i, item.name, sql, ", ".join(sorted(places)) or None))
-    schema = {"part": pl.String, "position": pl.Int64, "term": pl.String, "sql": pl.String, "in_table": pl.String}
+            places = dict.fromkeys(_table_of(v) for v in item.variables)
+            group = estimates.factor_of(i) if part == "random" else None
+            rows.append((part, i, item.name, sql, ", ".join(sorted(places)) or None, group))
+    names = ("part", "position", "term", "sql", "in_table", "group")
+    schema = dict.fromkeys(names, pl.String) | {"position": pl.Int64}
     return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def _table_of(variable: Variable) -> str:
+    """Where a variable is read: the sums over a membership's units are in no table of the user's."""
+    if f"{SUM_CALL}(" in variable.name:
+        return "membership"
+    return "level2" if variable.origin == "level2" else "data"
 
 
 def _column_sql(estimates: Estimates, item: Column, shifts: Shifts, fit_id: str, prefix: str) -> exp.Expr:
@@ -273,15 +335,19 @@ def _variable_sql(estimates: Estimates, variable: Variable, shifts: Shifts, fit_
 
 def _mean_sql(estimates: Estimates, variable: Variable, fit_id: str, prefix: str) -> exp.Expr:
     """The group's mean, looked up; under names of its own, for the row's columns may be called `key` or `mean`."""
-    base = next(b.name for b in estimates.design.bases if b.sql == variable.sql)
+    design = estimates.design
+    base = next(b.name for b in design.bases if b.sql == variable.sql)
     names = [f"mlsql_{n}" for n in ("fit_id", "group", "key", "variable", "mean")]
     alias = exp.TableAlias(this=name("mlsql_means"), columns=[name(n) for n in names])
-    key = _key_text([scalar(k.sql) for k in estimates.design.keys])
+    factor = None if variable.group is None else design.spec.factor(variable.group)
+    key = _key_text([scalar(k.sql) for k in (design.keys if factor is None else factor.keys)])
     conditions = [
         exp.EQ(this=column(names[0]), expression=exp.Literal.string(fit_id)),
         exp.EQ(this=column(names[2]), expression=key),
         exp.EQ(this=column(names[3]), expression=exp.Literal.string(base)),
     ]
+    if factor is not None:
+        conditions.insert(1, exp.EQ(this=column(names[1]), expression=exp.Literal.string(factor.name)))
     return (
         exp.select(column(names[4]))
         .from_(exp.Table(this=name(f"{prefix}group_means"), alias=alias))

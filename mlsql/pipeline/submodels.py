@@ -13,7 +13,7 @@ from mlsql.design.schema import Candidate, classify, outcome_sql
 from mlsql.errors import DesignError, FitError
 from mlsql.formula.spec import ModelSpec, parse_model
 from mlsql.formula.terms import INTERCEPT, Atom, RandomBlock, Term
-from mlsql.likelihood.gaussian import Deviance
+from mlsql.likelihood.objective import make_deviance
 from mlsql.moments.moments import Moments
 from mlsql.moments.select import select, varying_inputs
 from mlsql.moments.statistics import assemble, collinear_columns
@@ -22,6 +22,7 @@ from mlsql.pipeline.analysis import check_groups, collinear_message, dropped_row
 from mlsql.pipeline.products import Products
 from mlsql.results.advice import advice
 from mlsql.results.estimates import Estimates
+from mlsql.results.one_factor import require_one_factor
 from mlsql.sql.plan import Plan
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def submodel_estimates(
     if collinear:
         raise DesignError(collinear_message(collinear[0]) + "; leave it out")
     statistics = assemble(design, moments)
-    found = optimise(Deviance(statistics, design.spec.method), max_evaluations=200)
+    found = optimise(make_deviance(statistics, design.spec.method), max_evaluations=200)
     return Estimates.at_optimum(design, moments, statistics, found)
 
 
@@ -93,6 +94,7 @@ def submodel_moments(
     excluded: frozenset[str] = frozenset(),
 ) -> tuple[Design, Moments]:
     """Design of another model on the same rows, and its moments with all products by group."""
+    require_one_factor(products.estimates, "another model from the moments of a fit is")
     design, moments = products.complete()
     spec = _submodel_spec(design, formula, method)
     for atom in spec.atoms:
@@ -121,7 +123,7 @@ def _submodel_spec(design: Design, formula: str | ModelSpec, method: Method | No
             f"{spec.formula}: the outcome or its offset differs from the fit's, {outcome.name} (SQL {outcome.sql}); "
             "read the rows again with mlsql.fit"
         )
-    if [k.sql for k in spec.keys] != [k.sql for k in own.keys]:
+    if len(spec.factors) > 1 or [k.sql for k in spec.keys] != [k.sql for k in own.keys]:
         raise FitError(
             f"{spec.formula}: the groups are {spec.group}, those of the fit {own.group}; read the rows again with "
             "mlsql.fit"

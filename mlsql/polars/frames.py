@@ -6,7 +6,7 @@ a connection that is alive at the end of the process is reported as leaked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import duckdb
 
     from mlsql._typing import Method, Unseen
+    from mlsql.design.membership import Membership
     from mlsql.engine.duckdb import Progress
     from mlsql.formula.spec import ModelSpec
     from mlsql.pipeline.compare import StepUp
@@ -55,6 +56,7 @@ class Settings(TypedDict, total=False):
     level2: object
     weights: str | None
     groups: str | None
+    memberships: Mapping[str, Membership] | None
     drop_collinear: bool
     max_evaluations: int
     progress: Progress | None
@@ -98,13 +100,17 @@ class _Models:
 
         return fit(formula, self._frame, **settings)
 
-    def group_effects(self, model: str | ModelSpec | Fit, **settings: Unpack[Settings]) -> pl.DataFrame:
+    def group_effects(
+        self, model: str | ModelSpec | Fit, group: str | None = None, **settings: Unpack[Settings]
+    ) -> pl.DataFrame:
         """Effects of every group, with key columns named and typed as in this frame, to be joined to it.
 
         Parameters
         ----------
         model : str, ModelSpec or Fit
             A formula to fit to these rows, or a fit.
+        group : str, optional
+            The grouping factor, needed when the model has several.
         **settings
             As for `mlsql.fit`.
 
@@ -127,10 +133,11 @@ class _Models:
         found = model if isinstance(model, Fit) else self.fit(model, **settings)
         types = self._frame.collect_schema()
         own = {name.lower(): name for name in types}
-        effects = found.group_effects()
+        effects = found.group_effects(group)
         # an expression may be a key too; it is no column of the frame
         keys = {k.name: own[k.name.lower()] for k in found.estimates.design.keys if k.name.lower() in own}
-        effects = effects.rename({k: name for k, name in keys.items() if k in effects.columns})
+        keys = {k: name for k, name in keys.items() if k in effects.columns}
+        effects = effects.rename(keys)
         return effects.cast({name: types[name] for name in keys.values() if effects.schema[name] != types[name]})
 
     def step_up(self, formula: str | ModelSpec, **settings: Unpack[SharedSettings]) -> StepUp:
@@ -243,18 +250,19 @@ def _predictions(fit: Fit, level2: object, unseen: Unseen) -> _Scoring:
 
 
 def _augmented(fit: Fit, level2: object) -> _Scoring:
-    from mlsql.pipeline.prepare import make_inputs
+    from mlsql.pipeline.factor_tables import new_inputs
     from mlsql.pipeline.score import score_rows
     from mlsql.sql.augment import AUGMENT_COLUMNS, augment_query
 
-    has_level2 = fit.estimates.design.schema.has_level2
-    if level2 is None and has_level2:
-        raise DataError("the model uses a level2 table; pass it as level2=")
-    if level2 is not None and not has_level2:
-        raise DataError("the model was fitted without a level2 table; leave level2= out")
+    if fit.estimates.levels is None:
+        has_level2 = fit.estimates.design.schema.has_level2
+        if level2 is None and has_level2:
+            raise DataError("the model uses a level2 table; pass it as level2=")
+        if level2 is not None and not has_level2:
+            raise DataError("the model was fitted without a level2 table; leave level2= out")
 
     def score(rows: pl.DataFrame, con: duckdb.DuckDBPyConnection | None) -> pl.DataFrame | None:
-        inputs = make_inputs(rows, level2, con)
+        inputs = new_inputs(fit.estimates, rows, level2, con)
         return score_rows(fit.estimates, inputs, augment_query, AUGMENT_COLUMNS, None, "missing", False)
 
     return _Scoring(score, AUGMENT_COLUMNS)

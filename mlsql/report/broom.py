@@ -28,10 +28,10 @@ def tidy(estimates: Estimates, level: float = 0.95) -> pl.DataFrame:
     Returns
     -------
     polars.DataFrame
-        effect (fixed, ran_pars), group (null for fixed effects), term (`ses`; `sd__ses`, `cor__(Intercept).ses`,
-        `sd__Observation`), estimate, std_error, statistic, df, p_value, conf_low, conf_high.  Standard deviations
-        have an error by the delta method and the interval of their variance (on the log scale), no test;
-        correlations have an estimate only.
+        effect (fixed, ran_pars), group (the grouping factor; null for fixed effects), term (`ses`; `sd__ses`,
+        `cor__(Intercept).ses`, `sd__Observation`), estimate, std_error, statistic, df, p_value, conf_low, conf_high.
+        Standard deviations have an error by the delta method and the interval of their variance (on the log scale), no
+        test; correlations have an estimate only.
     """
     import polars as pl
 
@@ -64,17 +64,17 @@ def glance(estimates: Estimates) -> pl.DataFrame:
     Returns
     -------
     polars.DataFrame
-        nobs, ngrps, npar, sigma, log_lik, aic, bic, deviance (null under REML), reml_crit (null under ML),
-        df_residual (rows minus all parameters), icc (null unless the intercept alone is random), method, converged,
-        singular, status.
+        nobs, ngrps (of the factor in which the others nest; null where factors are crossed), npar, sigma, log_lik,
+        aic, bic, deviance (null under REML), reml_crit (null under ML), df_residual (rows minus all parameters), icc
+        (null unless the intercept alone is random), method, converged, singular, status.
     """
     import polars as pl
 
-    stats, restricted = estimates.statistics, estimates.design.spec.method == "REML"
+    stats, levels, restricted = estimates.statistics, estimates.levels, estimates.design.spec.method == "REML"
     return pl.DataFrame(
         {
             "nobs": [stats.n_rows],
-            "ngrps": [stats.n_groups],
+            "ngrps": [None if levels is not None and levels.top is None else stats.n_groups],
             "npar": [estimates.n_parameters],
             "sigma": [float(np.sqrt(estimates.sigma2))],
             "log_lik": [-estimates.deviance / 2.0],
@@ -89,16 +89,17 @@ def glance(estimates: Estimates) -> pl.DataFrame:
             "singular": [estimates.singular],
             "status": [estimates.status.label],
         },
-        schema_overrides=dict.fromkeys(("deviance", "reml_crit", "icc"), pl.Float64),
+        schema_overrides=dict.fromkeys(("deviance", "reml_crit", "icc"), pl.Float64) | {"ngrps": pl.Int64},
     )
 
 
 def _random_rows(estimates: Estimates, level: float) -> list[dict[str, Any]]:
     """Down the columns of each block's lower triangle, as broom.mixed goes; the level-1 deviation last."""
     T, errors, names = estimates.T, component_errors(estimates), estimates.random_names
-    group, z = estimates.design.spec.group, float(ndtri(0.5 + level / 2.0))
+    z = float(ndtri(0.5 + level / 2.0))
     rows: list[dict[str, Any]] = []
     for s in estimates.covariance.slices:
+        group = estimates.factor_of(s.start)
         for b in range(s.start, s.stop):
             rows.append(_deviation(group, names[b], float(T[b, b]), float(errors.T[b, b]), z))
             for a in range(b + 1, s.stop):

@@ -13,7 +13,7 @@ from mlsql.inference.likelihood_ratio import LikelihoodRatio, likelihood_ratio
 from mlsql.report.text import frame_text
 from mlsql.results.estimates import Estimates
 from mlsql.results.measures import aic, bic
-from mlsql.results.same_data import same_grouping, same_groups, same_rows
+from mlsql.results.same_data import same_factors, same_grouping, same_groups, same_rows
 
 if TYPE_CHECKING:
     import polars as pl
@@ -78,12 +78,13 @@ def _row(models: Sequence[tuple[str, Estimates]], i: int, other: int | None, bas
     row |= {"against": None if other is None else models[other][0]} | _tested(models, i, other)
     note = row.pop("note")
     explained: dict[str, Any] = {"explained_level1": None, "explained_intercept": None, "baseline": None}
-    if base is not None and base != i and same_grouping(estimates, models[base][1]):
+    if base is not None and base != i and same_factors(estimates, models[base][1]):
         found = raudenbush_bryk(estimates, models[base][1])
         explained["baseline"] = models[base][0]
         explained["explained_level1"] = found[0].proportion
         intercept = [x.proportion for x in found if x.term == "(Intercept)"]
-        explained["explained_intercept"] = intercept[0] if intercept else None
+        # with several factors there is no one intercept variance
+        explained["explained_intercept"] = intercept[0] if len(intercept) == 1 else None
         reason = next((x.note for x in found if x.term == "(Intercept)" and x.note is not None), None)
         note = "; ".join(n for n in (note, reason and f"intercept variance not compared: {reason}") if n) or None
     return row | explained | {"note": note}
@@ -116,7 +117,9 @@ def _nested(first: Estimates, second: Estimates) -> tuple[LikelihoodRatio | None
 
 
 def intercept_variance(estimates: Estimates) -> float | None:
-    """tau_00, None without a random intercept."""
+    """tau_00, None without a random intercept and with those of several factors."""
+    if estimates.levels is not None:
+        return None
     for i, column in enumerate(estimates.design.random):
         if not column.variables:
             return float(estimates.T[i, i])

@@ -37,14 +37,14 @@ def profile_table(
 
 def parameter_labels(estimates: Estimates) -> dict[tuple[int | None, int | None], tuple[str, str]]:
     """(effect, term) of each variance, (a, a), of each correlation, (a, b) with a > b, and of sigma2, (None, None)."""
-    names, group = estimates.random_names, estimates.design.spec.group
+    names = estimates.random_names
     found: dict[tuple[int | None, int | None], tuple[str, str]] = {}
     for a, name in enumerate(names):
-        found[(a, a)] = ("variance", f"{group}: {name}")
+        found[(a, a)] = ("variance", f"{estimates.factor_of(a)}: {name}")
     for s in estimates.covariance.slices:
         for b in range(s.start, s.stop):
             for a in range(b + 1, s.stop):
-                found[(a, b)] = ("correlation", f"{group}: {names[b]}: {names[a]}")
+                found[(a, b)] = ("correlation", f"{estimates.factor_of(a)}: {names[b]}: {names[a]}")
     found[(None, None)] = ("variance", "Residual")
     return found
 

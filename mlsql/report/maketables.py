@@ -14,7 +14,7 @@ STAT_LABELS = {"ngrps": "Groups", "icc": "ICC", "sigma": "Sigma", "reml_crit": "
 _OWN_NAMES = {"N": "nobs", "ll": "log_lik", "df_resid": "df_residual", "n_clusters": "ngrps"}
 """Columns of `glance` by the names that maketables uses for them."""
 
-_DEVIATION = "SD "
+_DEVIATION, _GROUPS = "SD ", "Groups "
 
 
 def coef_table(estimates: Estimates) -> Any:
@@ -48,13 +48,17 @@ def stat(estimates: Estimates, key: str) -> Any:
     ----------
     estimates : Estimates
     key : str
-        maketables' own name (N, ll, aic, bic, df_resid), a column of `glance`, or a random parameter of `tidy`:
-        `sd__(Intercept)`, also as `SD (Intercept)`.
+        maketables' own name (N, ll, aic, bic, df_resid), a column of `glance`, a random parameter of `tidy`:
+        `sd__(Intercept)`, also as `SD (Intercept)`; with several factors these are called by their factor,
+        `SD school: (Intercept)`, and so is its number of groups, `Groups school`.
     """
     row = glance(estimates).row(0, named=True)
     column = _OWN_NAMES.get(key, key)
     if column in row:
         return row[column]
+    sizes = {f"{_GROUPS}{factor}": n for factor, n in _sizes(estimates).items()}
+    if key in sizes:
+        return sizes[key]
     term = f"sd__{key.removeprefix(_DEVIATION)}" if key.startswith(_DEVIATION) else key
     return _random_parameters(estimates).get(term)
 
@@ -62,9 +66,20 @@ def stat(estimates: Estimates, key: str) -> Any:
 def default_stats(estimates: Estimates) -> list[str]:
     """Statistics shown when the user names none: rows, groups, standard deviations, likelihood."""
     terms = [t for t in _random_parameters(estimates) if t.startswith("sd__")]
-    return ["N", "ngrps", *(t.replace("sd__", _DEVIATION, 1) for t in terms), "ll", "aic", "bic"]
+    groups = [f"{_GROUPS}{factor}" for factor in _sizes(estimates)] or ["ngrps"]
+    return ["N", *groups, *(t.replace("sd__", _DEVIATION, 1) for t in terms), "ll", "aic", "bic"]
 
 
 def _random_parameters(estimates: Estimates) -> dict[str, float | None]:
+    """By term; with several factors after `__` the factor, for each may have an intercept."""
     found = tidy(estimates).filter(effect="ran_pars")
-    return dict(zip(found["term"], found["estimate"], strict=True))
+    terms: list[str] = found["term"].to_list()
+    if estimates.levels is not None:
+        named = zip(terms, found["group"].to_list(), strict=True)
+        terms = [t if of == "Residual" else t.replace("__", f"__{of}: ", 1) for t, of in named]
+    return dict(zip(terms, found["estimate"], strict=True))
+
+
+def _sizes(estimates: Estimates) -> dict[str, int]:
+    """Groups of each of several factors."""
+    return {} if estimates.levels is None else {i.name: i.n_groups for i in estimates.levels.incidences}

@@ -47,21 +47,26 @@ def shown(fit: Row, fixed: Sequence[Row], components: Sequence[Row]) -> str:
     fixed, components : sequence of mapping
         Its rows of the tables of fixed effects and variance components.
     """
-    sections = [_heading(fit), _fixed(fixed), _components(components), _statistics(fit)]
+    sections = [_heading(fit, components), _fixed(fixed), _components(components), _statistics(fit)]
     warnings = _text(fit.get("warnings"))
     if warnings not in ("", "-"):
         sections.append("\n".join(["Notes", *(f"    {w}" for w in warnings.splitlines())]))
     return "\n\n".join(sections)
 
 
-def _heading(fit: Row) -> str:
+def _heading(fit: Row, components: Sequence[Row]) -> str:
+    factors = dict.fromkeys(str(row.get("group")) for row in components if row.get("term1") is not None)
+    groups = f"Level 2    {_count(fit.get('n_groups'))} groups of {_text(fit.get('group'))}"
+    if len(factors) > 1 or fit.get("n_groups") is None:
+        # one number cannot say how many groups there are
+        groups = f"Factors    {', '.join(factors) or _text(fit.get('group'))}"
     return "\n".join(
         [
             f"Stored fit {fit['fit_id']}",
             f"Model      {_text(fit.get('formula'))}",
             f"Data       {_text(fit.get('source'))}",
             f"Level 1    {_count(fit.get('n_rows'))} rows",
-            f"Level 2    {_count(fit.get('n_groups'))} groups of {_text(fit.get('group'))}",
+            groups,
             f"Method     {_text(fit.get('method'))}; {_ending(fit)}",
             f"Written    {_when(fit)} by mlsql {_text(fit.get('mlsql_version'))}",
         ]

@@ -12,12 +12,15 @@ from mlsql.inference.fixed_effects import check_level
 from mlsql.inference.reference import Reference
 from mlsql.report.fixed import inference_table
 from mlsql.results.components import component_errors, homogeneity_tests
+from mlsql.results.constancy import predictor_levels
 from mlsql.results.effects import group_effects
 from mlsql.results.estimates import Estimates
+from mlsql.results.level_effects import LevelEffects, level_effects
 from mlsql.results.measures import aic, bic, correlation, icc
 
 if TYPE_CHECKING:
     import polars as pl
+    import pyarrow as pa
 
 
 EFFECT_COLUMNS = (
@@ -45,13 +48,14 @@ def variance_components_table(estimates: Estimates, level: float = 0.95) -> pl.D
 
     check_level(level)
     T, errors, tests = estimates.T, component_errors(estimates), homogeneity_tests(estimates)
-    names, group = estimates.random_names, estimates.design.spec.group
+    names = estimates.random_names
+    groups = [estimates.factor_of(q) for q in range(len(names))]
     z = float(ndtri(0.5 + level / 2.0))
     rows: list[dict[str, Any]] = []
     for q, test in enumerate(tests):
         low, high = _log_interval(T[q, q], errors.T[q, q], z)
         rows.append(
-            _row(group, names[q], None, T[q, q], np.sqrt(T[q, q]), errors.T[q, q], low, high)
+            _row(groups[q], names[q], None, T[q, q], np.sqrt(T[q, q]), errors.T[q, q], low, high)
             | {
                 "chi2": test.chi2,
                 "df": test.df if np.isfinite(test.chi2) else None,
@@ -66,7 +70,7 @@ def variance_components_table(estimates: Estimates, level: float = 0.95) -> pl.D
                 corr = correlation(T, a, b)
                 half = z * errors.T[a, b]
                 rows.append(
-                    _row(group, names[b], names[a], T[a, b], corr, errors.T[a, b], T[a, b] - half, T[a, b] + half)
+                    _row(groups[a], names[b], names[a], T[a, b], corr, errors.T[a, b], T[a, b] - half, T[a, b] + half)
                 )
     s2 = estimates.sigma2
     low, high = _log_interval(s2, errors.sigma2, z)
@@ -78,20 +82,21 @@ def variance_components_table(estimates: Estimates, level: float = 0.95) -> pl.D
     return pl.DataFrame(rows, schema=schema).with_columns(pl.selectors.float().fill_nan(None))
 
 
-def group_effects_table(estimates: Estimates) -> pl.DataFrame:
-    """One row per group and random coefficient, in key order.
+def group_effects_table(estimates: Estimates, factor: int = 0) -> pl.DataFrame:
+    """One row per group of a factor (by position) and random coefficient, in key order.
 
     Columns: the key column(s), term, estimate (EB residual), std_error (posterior, with the fixed effects'
     uncertainty), conditional_sd (with the fixed effects known), coefficient (fixed part + EB residual),
     coefficient_std_error, ols_estimate, ols_std_error, ols_coefficient (null for groups of deficient rank),
-    reliability, n (rows).  A key called like one of the others is shown as `group_<key>`.
+    reliability, n (rows).  A key called like one of the others is shown as `group_<key>`.  With several factors the
+    columns are key(s), term, estimate, std_error, conditional_sd, reliability, n.
     """
     import polars as pl
 
+    if estimates.levels is not None:
+        return level_effects_table(level_effects(estimates)[factor])
     found = group_effects(estimates)
-    keys = pl.from_arrow(estimates.moments.keys)
-    assert isinstance(keys, pl.DataFrame)
-    keys = keys.rename({k: f"group_{k}" for k in keys.columns if k in EFFECT_COLUMNS})
+    keys = _key_frame(estimates.moments.keys)
     frames = []
     for q, name in enumerate(estimates.random_names):
         frames.append(
@@ -114,17 +119,46 @@ def group_effects_table(estimates: Estimates) -> pl.DataFrame:
     return pl.concat(frames)[order]
 
 
+def level_effects_table(found: LevelEffects) -> pl.DataFrame:
+    """One row per group and random coefficient of one of several factors."""
+    import polars as pl
+
+    keys = _key_frame(found.incidence.keys)
+    frames = [
+        keys.with_columns(
+            pl.lit(name).alias("term"),
+            _column("estimate", found.u[q]),
+            _column("std_error", _sd(found.posterior[q, q])),
+            _column("conditional_sd", _sd(found.conditional[q, q])),
+            _column("reliability", found.reliability[q]),
+            pl.Series("n", found.n),
+        )
+        for q, name in enumerate(found.names)
+    ]
+    q, J = found.u.shape
+    return pl.concat(frames)[np.arange(J * q).reshape(q, J).T.ravel()]
+
+
+def _key_frame(keys: pa.Table) -> pl.DataFrame:
+    import polars as pl
+
+    frame = pl.from_arrow(keys)
+    assert isinstance(frame, pl.DataFrame)
+    return frame.rename({k: f"group_{k}" for k in frame.columns if k in EFFECT_COLUMNS})
+
+
 def fit_statistics_table(estimates: Estimates) -> pl.DataFrame:
     """One row: what `glance` shows."""
     import polars as pl
 
-    stats = estimates.statistics
+    stats, levels = estimates.statistics, estimates.levels
     return pl.DataFrame(
         {
             "formula": [estimates.design.spec.formula],
             "method": [estimates.design.spec.method],
             "n_rows": [stats.n_rows],
-            "n_groups": [stats.n_groups],
+            # of the factor in which the others nest; there is none where they are crossed
+            "n_groups": [None if levels is not None and levels.top is None else stats.n_groups],
             "deviance": [estimates.deviance],
             "log_likelihood": [-estimates.deviance / 2.0],
             "aic": [aic(estimates)],
@@ -139,22 +173,22 @@ def fit_statistics_table(estimates: Estimates) -> pl.DataFrame:
             "evaluations": [estimates.evaluations],
             "promised_decrease": [estimates.promised],
         },
-        schema_overrides={"icc": pl.Float64},
+        schema_overrides={"icc": pl.Float64, "n_groups": pl.Int64},
     )
 
 
 def survey_table(estimates: Estimates) -> pl.DataFrame:
     """One row per input of the model: what the survey found.
 
-    Columns: column, role, in_table, type, level (2: one value per group; null for keys and weights), rows, nulls, nans,
-    mean, minimum, maximum (numbers, of the finite values), levels (factors), pivot (subtracted in the query).
+    Columns: column, role, in_table, type, level (2: one value per group; null for keys and weights; see
+    `predictor_levels`), rows, nulls, nans, mean, minimum, maximum (numbers, of the finite values), levels (factors),
+    pivot (subtracted in the query).
     """
     import polars as pl
 
-    design, survey = estimates.design, estimates.design.survey
+    survey = estimates.design.survey
     assert survey is not None
-    upper = {v.source for c in (*design.fixed.columns, *design.random) for v in c.level2 if v.origin != "group_mean"}
-    rows = []
+    above, rows = predictor_levels(estimates), []
     for found in survey.columns:
         item, numeric = found.input, found.input.numeric
         predictor = item.role in ("numeric", "factor")
@@ -164,7 +198,7 @@ def survey_table(estimates: Estimates) -> pl.DataFrame:
                 "role": item.role,
                 "in_table": "data" if item.table == "rows" else "level2",
                 "type": item.dtype,
-                "level": (2 if item.sql in upper else 1) if predictor or item.role == "outcome" else None,
+                "level": above.get(item.sql, 1) if predictor or item.role == "outcome" else None,
                 "rows": found.rows,
                 "nulls": found.nulls,
                 "nans": found.nans,

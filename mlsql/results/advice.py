@@ -27,7 +27,7 @@ def advice(estimates: Estimates) -> tuple[str, ...]:
     if estimates.status not in (Status.CONVERGED, Status.GIVEN):
         found.append(f"{estimates.status.label}: {estimates.status.value}")
     # 2
-    T, names, tests = estimates.T, estimates.random_names, homogeneity_tests(estimates)
+    T, names, tests = estimates.T, random_labels(estimates), homogeneity_tests(estimates)
     for a, name in enumerate(names):
         if T[a, a] == 0.0:
             found.append(f"the variance of {name} is zero")
@@ -51,19 +51,26 @@ def advice(estimates: Estimates) -> tuple[str, ...]:
                 )
     # 4
     used, groups = tests[0].groups, estimates.statistics.n_groups
-    if used < 0.9 * groups:
+    if estimates.levels is None and used < 0.9 * groups:
         found.append(
             f"only {used:,} of {groups:,} groups determine every random coefficient by their own data; "
             "chi-square tests and reliabilities speak for those"
         )
     # 5
     never = _never_zero(estimates)
-    if never and "(Intercept)" in (*estimates.fixed_names, *names):
+    if never and "(Intercept)" in (*estimates.fixed_names, *estimates.random_names):
         found.append(
             f"0 lies outside the range of {', '.join(never)}: the intercept and its variance describe a value that no "
             "row has; centre the predictor to place them"
         )
     return tuple(found)
+
+
+def random_labels(estimates: Estimates) -> tuple[str, ...]:
+    """Names of the random coefficients, with their factor where there are several."""
+    if estimates.levels is None:
+        return estimates.random_names
+    return tuple(f"{name} ({estimates.factor_of(q)})" for q, name in enumerate(estimates.random_names))
 
 
 def _never_zero(estimates: Estimates) -> list[str]:

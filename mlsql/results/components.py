@@ -10,32 +10,15 @@ from scipy.special import chdtrc
 from mlsql._arrays import Array
 from mlsql.results.effects import least_squares
 from mlsql.results.estimates import Estimates
+from mlsql.results.homogeneity import Homogeneity
 from mlsql.results.information import observed_information
-
-
-@dataclass(frozen=True, slots=True)
-class Homogeneity:
-    """Chi-square test that a random coefficient does not vary (Raudenbush & Bryk, 3.103).
-
-    Attributes
-    ----------
-    chi2, df, p_value : float
-        nan when no group has a least-squares estimate.
-    groups : int
-        Groups whose own data determine all random coefficients: only they enter.
-    reliability : float
-        Mean reliability of those groups' least-squares coefficients (3.59).
-    """
-
-    chi2: float
-    df: int
-    p_value: float
-    groups: int
-    reliability: float
+from mlsql.results.level_effects import level_tests
 
 
 def homogeneity_tests(estimates: Estimates) -> tuple[Homogeneity, ...]:
     """One test per random coefficient, in order."""
+    if estimates.levels is not None:
+        return level_tests(estimates)
     ols = least_squares(estimates)
     used = ols.full_rank
     groups = int(used.sum())

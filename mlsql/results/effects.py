@@ -70,8 +70,8 @@ def least_squares(estimates: Estimates, transform: Array | None = None) -> Least
 
     In the user's columns, or those of a given `transform` of the internal ones.
     """
-    stats, transform = estimates.statistics, _or_user(estimates, transform)
-    inverse, full_rank = _inverse(stats.ZtZ)
+    stats, transform = estimates.grouped, _or_user(estimates, transform)
+    inverse, full_rank = inverse_of_full_rank(stats.ZtZ)
     e = _residual_scores(estimates)
     u = np.tensordot(transform, batched.product(inverse, e), axes=1)
     variance = np.empty_like(u)
@@ -101,7 +101,7 @@ def shrunken_design(estimates: Estimates, transform: Array | None = None, beta: 
 
     In the user's columns, or those of given transforms of the internal random (`transform`) and fixed (`beta`) ones.
     """
-    stats = estimates.statistics
+    stats = estimates.grouped
     KB = batched.product(estimates.evaluation.K, stats.ZtXy[:, : stats.p])
     KB = np.tensordot(_or_user(estimates, transform), KB, axes=1)
     back = np.linalg.inv(stats.beta_transform if beta is None else beta)
@@ -162,10 +162,10 @@ def _whitened(root: Array, D: Array) -> Array:
 def _residual_scores(estimates: Estimates) -> Array:
     """(q, J) Z'W(y - X beta), internal basis."""
     contrast = np.append(-estimates.evaluation.beta, 1.0)
-    return np.asarray(np.tensordot(contrast, estimates.statistics.ZtXy, axes=(0, 1)))
+    return np.asarray(np.tensordot(contrast, estimates.grouped.ZtXy, axes=(0, 1)))
 
 
-def _inverse(A: Array) -> tuple[Array, BoolArray]:
+def inverse_of_full_rank(A: Array) -> tuple[Array, BoolArray]:
     """Inverses of Z'Z (q, q, J), and which are of full rank; the others' inverses are meaningless."""
     q, _, J = A.shape
     full = np.ones(J, dtype=np.bool_)

@@ -22,8 +22,10 @@ def icc(estimates: Estimates) -> float | None:
     """Share of the (residual) variance between groups, tau / (tau + sigma2).
 
     None unless the intercept is the only random coefficient: with random slopes the share depends on the predictor.
+    None with several grouping factors, which have a share each, and for memberships, whose share depends on the
+    weights: `fit.levels.variance_partition()`.
     """
-    if len(estimates.design.random) != 1 or estimates.design.random[0].variables:
+    if estimates.levels is not None or len(estimates.design.random) != 1 or estimates.design.random[0].variables:
         return None
     tau = float(estimates.T[0, 0])
     return tau / (tau + estimates.sigma2)

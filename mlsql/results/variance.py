@@ -1,4 +1,4 @@
-"""Functions of the variance components with their sampling errors: shares, correlations, reliabilities, design.
+"""Functions of the variance components with their sampling errors: shares, correlations, design.
 
 Delta method: the derivative of a function f of T and sigma2, given as the symmetric G with df = sum_ab G_ab dT_ab and
 the number df/dsigma2, is carried to (Lambda, sigma2), whose sampling covariance the observed information gives.
@@ -15,7 +15,6 @@ import numpy as np
 from mlsql._arrays import Array, IntArray
 from mlsql.design.columns import Column
 from mlsql.errors import FitError
-from mlsql.results.effects import least_squares
 from mlsql.results.estimates import Estimates
 from mlsql.results.information import Information, observed_information
 from mlsql.results.measures import correlation, icc
@@ -199,20 +198,21 @@ def moved_origins(estimates: Estimates, points: Points) -> Array:
             f"the origin of {v.name} cannot be moved: the random column {other.name} is computed from it; write the "
             "new origin into the formula and fit again"
         )
-    index = {frozenset(c.variables): i for i, c in enumerate(columns)}
+    of = factors_of(estimates)
+    index = {(of[i], frozenset(c.variables)): i for i, c in enumerate(columns)}
     A = np.zeros((points.values.shape[1], len(columns), len(columns)))
     for i, column in enumerate(columns):
         movable = [v for v in column.variables if v in moved]
         for size in range(len(movable) + 1):
             for left_out in combinations(movable, size):
                 rest = frozenset(column.variables) - frozenset(left_out)
-                if rest not in index:
+                if (of[i], rest) not in index:
                     absent = Column(tuple(v for v in column.variables if v in rest)).name
                     raise FitError(
                         f"the origin of {', '.join(v.name for v in left_out)} cannot be moved: the random coefficient "
                         f"{column.name} has no {absent} beside it to take up the shift"
                     )
-                A[:, index[rest], i] += points.product(left_out)
+                A[:, index[of[i], rest], i] += points.product(left_out)
     return A
 
 
@@ -249,13 +249,13 @@ class Pairs:
 
 
 def random_pairs(estimates: Estimates, transforms: Array) -> Pairs:
-    """Every pair of the random coefficients A u, for each A of (m, q, q) transforms."""
+    """Every pair of a factor's random coefficients A u, for each A of (m, q, q) transforms."""
     sampling, within = component_covariance(estimates), _within(estimates)
     where, numbers = [], []
     for i, A in enumerate(transforms):
         root = A @ estimates.statistics.u_transform @ estimates.L
         T = estimates.sigma2 * root @ root.T
-        for a, b in combinations(range(len(T)), 2):
+        for a, b in correlated(estimates):
             G = np.array([_symmetric(A[a], A[a]), _symmetric(A[b], A[b]), _symmetric(A[a], A[b])])
             r, scale = correlation(T, a, b), np.sqrt(T[a, a] * T[b, b])
             errors = np.full(2, np.nan)
@@ -268,6 +268,17 @@ def random_pairs(estimates: Estimates, transforms: Array) -> Pairs:
     return Pairs(*np.array(where, dtype=np.int64).T, *np.array(numbers).T)
 
 
+def factors_of(estimates: Estimates) -> list[str]:
+    """The factor of each random coefficient."""
+    return [estimates.factor_of(i) for i in range(estimates.statistics.q)]
+
+
+def correlated(estimates: Estimates) -> list[tuple[int, int]]:
+    """Pairs of random coefficients of one factor."""
+    of = factors_of(estimates)
+    return [(a, b) for a, b in combinations(range(len(of)), 2) if of[a] == of[b]]
+
+
 def _within(estimates: Estimates) -> Array:
     """(q, q) 1 within blocks of T, 0 where covariances are zero by definition."""
     result = np.zeros_like(estimates.T)
@@ -278,12 +289,6 @@ def _within(estimates: Estimates) -> Array:
 
 def _symmetric(a: Array, b: Array) -> Array:
     return np.asarray((np.outer(a, b) + np.outer(b, a)) / 2.0)
-
-
-def reliabilities(estimates: Estimates) -> Array:
-    """(q, J) tau_qq / (tau_qq + v_qqj) (3.58); nan for groups without a least-squares estimate."""
-    tau = np.diag(estimates.T)[:, None]
-    return np.asarray(tau / (tau + least_squares(estimates).variance))
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +311,10 @@ class Equation:
 def equation(estimates: Estimates, random: int) -> Equation:
     """The fixed columns that predict a random coefficient; none when it has no fixed part."""
     columns, column = estimates.design.fixed.columns, estimates.design.random[random]
+    if estimates.levels is not None:
+        several, own = estimates.equation_members(random), frozenset(column.variables)
+        beyond = [Column(tuple(v for v in columns[f].variables if v not in own)) for f in several]
+        return Equation(tuple(several), tuple(beyond))
     if column.level2:
         same = [f for f, c in enumerate(columns) if frozenset(c.variables) == frozenset(column.variables)]
         return Equation(tuple(same), tuple(Column() for _ in same))

@@ -17,12 +17,12 @@ from mlsql.design.design import build_design, check_survey
 from mlsql.engine.source import Source, make_source
 from mlsql.errors import DataError, DesignError
 from mlsql.formula.spec import ModelSpec, parse_model
-from mlsql.likelihood.gaussian import Deviance
 from mlsql.moments.cells import moments_from_cells, survey_cells
-from mlsql.moments.statistics import assemble, collinear_columns
+from mlsql.moments.statistics import collinear_columns
 from mlsql.optimise.search import optimise
-from mlsql.pipeline.analysis import check_groups, collinear_message, dropped_rows, survey_warnings
+from mlsql.pipeline.analysis import collinear_message, dropped_rows, survey_warnings, with_factors
 from mlsql.pipeline.fitted import Fit
+from mlsql.pipeline.objective import make_objective
 from mlsql.pipeline.prepare import Inputs
 from mlsql.pipeline.products import Products
 from mlsql.pipeline.survey import MAX_LEVELS
@@ -169,12 +169,12 @@ def analyse_cells(answer: pa.StructArray) -> tuple[Call, Analysed]:
                 "is it a grouping column, or a number stored as text (then CAST it)?"
             )
     design = build_design(call.spec, schema, survey).completed()
-    moments = moments_from_cells(design, cells)
-    check_groups(design, moments)
+    moments, noted = with_factors(design, moments_from_cells(design, cells), {})
     collinear = collinear_columns(design, moments)
     if collinear:
         raise DesignError(collinear_message(collinear[0]) + "; leave it out")
-    return call, Analysed(design, moments, dropped_rows(survey, moments), (*schema.warnings, *survey_warnings(survey)))
+    warnings = (*schema.warnings, *survey_warnings(survey), *noted)
+    return call, Analysed(design, moments, dropped_rows(survey, moments), warnings)
 
 
 def _check_upper(spec: ModelSpec, found: tuple[float, ...]) -> None:
@@ -198,10 +198,10 @@ def fit_cells(answer: pa.StructArray) -> tuple[Call, Fit]:
     """
     started = time.perf_counter()
     call, found = analyse_cells(answer)
-    statistics = assemble(found.design, found.moments)
+    deviance = make_objective(found.design, found.moments, call.spec.method)
     packed = time.perf_counter()
-    best = optimise(Deviance(statistics, call.spec.method), max_evaluations=200)
-    estimates = Estimates.at_optimum(found.design, found.moments, statistics, best)
+    best = optimise(deviance, max_evaluations=200)
+    estimates = Estimates.at_optimum(found.design, found.moments, deviance.statistics, best)
     seconds = {"survey": 0.0, "scan": 0.0, "pack": packed - started, "optimise": time.perf_counter() - packed}
     inputs = call.inputs
     warnings = (*found.warnings, *advice(estimates))

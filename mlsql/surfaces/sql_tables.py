@@ -96,10 +96,15 @@ def _group_effects(answers: Answers) -> pl.DataFrame:
     import polars as pl
 
     fit = fit_cells(answers[0])[1]
-    frame = fit.group_effects()
-    names = [c for c in frame.columns if c not in EFFECT_COLUMNS]
-    key = pl.Series("key", key_texts(frame.select(names).to_arrow()), dtype=pl.String)
-    return frame.select(pl.lit(fit.spec.group).alias("group"), key, pl.exclude(names))
+    parts = []
+    for factor in fit.spec.factors:
+        frame = fit.group_effects(factor.name)
+        names = [c for c in frame.columns if c not in EFFECT_COLUMNS]
+        key = pl.Series("key", key_texts(frame.select(names).to_arrow()), dtype=pl.String)
+        # with several factors there are no least-squares columns
+        own = [pl.col(c) if c in frame.columns else pl.lit(None, pl.Float64).alias(c) for c in EFFECT_COLUMNS]
+        parts.append(frame.select(pl.lit(factor.name).alias("group"), key, *own))
+    return pl.concat(parts)
 
 
 def _fit_statistics(answers: Answers) -> pl.DataFrame:

@@ -176,7 +176,7 @@ WRONG = [
     ("y = b0 + b1*offset(z) + r\nb0 = g00 + u0\nb1 = g10", "g", "is not one predictor"),
     ("y = b0 + r\nb0 = u0", "g", "the fixed part is empty"),
     ("y = b0 + b1*x + r\nb0 = g00\nb1 = g10", "g", "no random term"),
-    ("y = b0 + r\nb0 = g00 + u0", "a/b", "asks for two grouping factors"),
+    ("y = b0 + r\nb0 = g00 + u0", "a/b", "equation of level 2, whose random effects start with r; u0"),
     ("y = b0 + r\nb0 = g00 + u0", "", "expected the name of the grouping column"),
     # a second equation must not silently replace the first
     ("y = b0 + r\nb0 = g00 + u0\nb0 = g00 + g01*w + u0", "g", "b0"),

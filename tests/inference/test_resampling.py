@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import mlsql
 from mlsql.inference.resampling import jackknife
-from mlsql.likelihood.gaussian import Deviance
+from mlsql.likelihood.gaussian import GroupDeviance
 from mlsql.moments.reweighted import reweighted
 
 Array = NDArray[np.float64]
@@ -199,7 +199,7 @@ def test_reweighted_statistics_are_those_of_repeated_groups(
     data, options = case.inputs(repeated(rows(), COUNTS))
     direct = mlsql.evaluate(case.formula, data, T=fit.T, sigma2=fit.sigma2, **options)
     assert (stats.n_groups, stats.n_rows) == (direct.n_groups, direct.n_rows)
-    there = Deviance(stats, "REML").at(fit.estimates.L, sigma2=fit.sigma2)
+    there = GroupDeviance(stats, "REML").at(fit.estimates.L, sigma2=fit.sigma2)
     np.testing.assert_allclose(stats.user_beta(there.beta), direct.estimates.beta, rtol=SAME)
     back = stats.beta_transform
     np.testing.assert_allclose(

@@ -10,7 +10,7 @@ import pytest
 
 import mlsql
 from mlsql._typing import Method
-from mlsql.likelihood.gaussian import Deviance
+from mlsql.likelihood.gaussian import GroupDeviance
 
 Con = duckdb.DuckDBPyConnection
 
@@ -35,7 +35,7 @@ def rows(seed: int, slope: str = "0.5 * u", groups: int = 20) -> str:
 def grid_minimum(fitted: mlsql.Fit) -> float:
     """The lowest deviance over covariance matrices around the fit's own, singular ones included."""
     estimates = fitted.estimates
-    deviance = Deviance(estimates.statistics, estimates.design.spec.method)
+    deviance = GroupDeviance(estimates.statistics, estimates.design.spec.method)
     Lambda = estimates.L @ estimates.L.T
     scales = np.sqrt(np.diag(Lambda) + 1e-3)
     lowest = np.inf

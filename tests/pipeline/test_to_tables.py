@@ -53,7 +53,7 @@ COLUMNS = {
     },
     "terms": {
         "fit_id": "VARCHAR", "part": "VARCHAR", "position": "BIGINT", "term": "VARCHAR", "sql": "VARCHAR",
-        "in_table": "VARCHAR",
+        "in_table": "VARCHAR", "group": "VARCHAR",
     },
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 import mlsql
 from mlsql.likelihood.covariance import Covariance, lambda_derivatives, theta_derivatives
-from mlsql.likelihood.gaussian import Deviance
+from mlsql.likelihood.gaussian import GroupDeviance
 from mlsql.optimise.newton import minimise
 
 Array = NDArray[np.float64]
@@ -77,7 +77,7 @@ def test_the_optimum_is_global_and_singular_means_exactly_singular(
 
 def best_of_many_starts(fit: mlsql.Fit, method: str) -> float:
     statistics = fit.estimates.statistics
-    deviance, covariance = Deviance(statistics, method), Covariance(statistics.blocks)  # type: ignore[arg-type]
+    deviance, covariance = GroupDeviance(statistics, method), Covariance(statistics.blocks)  # type: ignore[arg-type]
 
     def objective(theta: Array) -> tuple[float, Array, Array]:
         L = covariance.factor(theta)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import mlsql
 from mlsql.likelihood.covariance import Covariance, lambda_derivatives, theta_derivatives
-from mlsql.likelihood.gaussian import Deviance
+from mlsql.likelihood.gaussian import GroupDeviance
 
 Array = NDArray[np.float64]
 Rows = Callable[..., pl.DataFrame]
@@ -28,14 +28,14 @@ MODELS = {  # formula, random coefficients
 }
 
 
-def deviance_of(model: str, method: str, data: pl.DataFrame, **options: Any) -> tuple[Deviance, Covariance]:
+def deviance_of(model: str, method: str, data: pl.DataFrame, **options: Any) -> tuple[GroupDeviance, Covariance]:
     formula, q = MODELS[model]
     fit = mlsql.evaluate(formula, data, T=np.eye(q), sigma2=1.0, method=method, **options)  # type: ignore[arg-type]
     statistics = fit.estimates.statistics
-    return Deviance(statistics, method), Covariance(statistics.blocks)  # type: ignore[arg-type]
+    return GroupDeviance(statistics, method), Covariance(statistics.blocks)  # type: ignore[arg-type]
 
 
-def slopes(deviance: Deviance, covariance: Covariance, theta: Array) -> tuple[Array, Array]:
+def slopes(deviance: GroupDeviance, covariance: Covariance, theta: Array) -> tuple[Array, Array]:
     L = covariance.factor(theta)
     return theta_derivatives(covariance, L, *lambda_derivatives(deviance, deviance.at(L)))
 

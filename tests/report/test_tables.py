@@ -180,7 +180,7 @@ def test_the_survey(full: mlsql.Fit) -> None:
 
 def test_a_group_that_the_model_does_not_have(full: mlsql.Fit) -> None:
     assert full.group_effects("school").equals(full.group_effects())
-    with pytest.raises(mlsql.FitError, match="no random effects of 'district'; its group is 'school'"):
+    with pytest.raises(mlsql.FitError, match="no random effects of 'district'; its groups are school"):
         full.group_effects("district")
 
 
