@@ -205,7 +205,7 @@ def test_every_member_of_a_fit_is_on_the_python_page() -> None:
     assert [n for n in public if f"`{n}`" not in page and f"`Fit.{n}`" not in page] == []
 
 
-FACETS = ("contrasts", "derived", "comparators", "diagnostics", "resampling")
+FACETS = ("contrasts", "derived", "comparators", "diagnostics", "resampling", "levels")
 
 
 def facet_table(facet: str) -> str:

@@ -54,6 +54,21 @@ def traced(listener: Listener) -> Iterator[None]:
         _listener.reset(token)
 
 
+def tell(done: Executed) -> None:
+    """Tell whoever listens."""
+    listener = _listener.get()
+    if listener is not None:
+        listener(done)
+
+
+def run_told(con: duckdb.DuckDBPyConnection, step: str, sql: str) -> None:
+    """Run a statement that changes a database; its rows are those that it wrote or deleted."""
+    started = time.perf_counter()
+    answer = con.execute(sql).fetchall()
+    counted = len(answer) == 1 and len(answer[0]) == 1 and isinstance(answer[0][0], int)
+    tell(Executed(step, sql, time.perf_counter() - started, answer[0][0] if counted else 0))
+
+
 @dataclass(slots=True)
 class DuckDBEngine:
     """A connection with its sources attached.
@@ -121,9 +136,7 @@ class DuckDBEngine:
     def _ran(self, step: Step, started: float, rows: int) -> None:
         done = Executed(step.name, step.sql, time.perf_counter() - started, rows)
         self.log.append(done)
-        listener = _listener.get()
-        if listener is not None:
-            listener(done)
+        tell(done)
 
     @contextmanager
     def registered(self, label: str, table: pa.Table) -> Iterator[None]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 from sqlglot import exp
 
+from mlsql.engine.duckdb import run_told
 from mlsql.errors import StoreError
 from mlsql.sql.syntax import column, name, render
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 INCOMING = "mlsql_incoming"
 KEY = "fit_id"
+TRANSACTION = "transaction"
 
 COMMENT = "result tables of mlsql: one row per fit"
 """Written to the first table by every transaction.
@@ -67,16 +69,16 @@ def replace_rows(con: duckdb.DuckDBPyConnection, fit_id: str, tables: Sequence[T
         own = not _in_transaction(con)
         if own:
             with _writing:
-                con.execute("BEGIN TRANSACTION")
+                run_told(con, TRANSACTION, "BEGIN TRANSACTION")
                 _write(con, fit_id, tables, labels)
-                con.execute("COMMIT")
+                run_told(con, TRANSACTION, "COMMIT")
         else:
             _write(con, fit_id, tables, labels)
     except BaseException as error:
         if own:
             # a failed COMMIT has ended the transaction, and an invalidated database has none
             with suppress(duckdb.Error):
-                con.execute("ROLLBACK")
+                run_told(con, TRANSACTION, "ROLLBACK")
         if isinstance(error, duckdb.Error):
             raise StoreError(_refusal(error, own)) from error
         raise
@@ -158,23 +160,27 @@ def _write(con: duckdb.DuckDBPyConnection, fit_id: str, tables: Sequence[TableRo
         _fit_for(con, target, exp.select("*").from_(incoming.copy()))
         if i == 0:
             text = exp.Literal.string(COMMENT)
-            con.execute(render(exp.Comment(this=target.copy(), kind="TABLE", expression=text)))
+            _run(con, item.table, exp.Comment(this=target.copy(), kind="TABLE", expression=text))
         if item.history is not None:
             _keep(con, target, exp.Table(this=name(item.history)), fit_id)
-        con.execute(render(exp.delete(target.copy()).where(_of_fit(fit_id))))
+        _run(con, item.table, exp.delete(target.copy()).where(_of_fit(fit_id)))
         rows = exp.select("*").from_(incoming)
-        con.execute(render(exp.Insert(this=target, expression=rows, by_name=True)))
+        _run(con, item.table, exp.Insert(this=target, expression=rows, by_name=True))
+
+
+def _run(con: duckdb.DuckDBPyConnection, table: str, statement: exp.Expr) -> None:
+    run_told(con, f"result table {table}", render(statement))
 
 
 def _fit_for(con: duckdb.DuckDBPyConnection, target: exp.Table, rows: exp.Select) -> None:
     """Make the table, or add the columns that an older version did not write."""
     made = exp.Create(this=target.copy(), kind="TABLE", exists=True, expression=rows.copy().limit(0))
-    con.execute(render(made))
+    _run(con, target.name, made)
     present = {c.lower() for c in _columns(con, target)}
     for label, dtype in _columns(con, rows.subquery()).items():
         if label.lower() not in present:
             added = exp.ColumnDef(this=name(label), kind=exp.DataType.build(dtype, dialect="duckdb"))
-            con.execute(render(exp.Alter(this=target.copy(), kind="TABLE", actions=[added])))
+            _run(con, target.name, exp.Alter(this=target.copy(), kind="TABLE", actions=[added]))
 
 
 def _keep(con: duckdb.DuckDBPyConnection, target: exp.Table, history: exp.Table, fit_id: str) -> None:
@@ -182,7 +188,7 @@ def _keep(con: duckdb.DuckDBPyConnection, target: exp.Table, history: exp.Table,
     replaced = exp.alias_(exp.CurrentTimestamp(), name("replaced_at"))
     rows = exp.select("*", replaced).from_(target.copy())
     _fit_for(con, history, rows)
-    con.execute(render(exp.Insert(this=history.copy(), expression=rows.where(_of_fit(fit_id)), by_name=True)))
+    _run(con, history.name, exp.Insert(this=history.copy(), expression=rows.where(_of_fit(fit_id)), by_name=True))
 
 
 def _columns(con: duckdb.DuckDBPyConnection, relation: exp.Expr) -> dict[str, str]:

@@ -140,6 +140,14 @@ def _checked(parsed: ParsedFormula, method: Method, weights: Atom | None) -> Mod
     if not parsed.fixed:
         raise FormulaError("the fixed part is empty; keep at least the intercept or one predictor")
     spec = ModelSpec(parsed.outcome, parsed.fixed, _unified(parsed.random), parsed.offsets, weights, method)
+    keys: dict[str, Atom] = {}
+    for key in spec.keys:
+        other = keys.setdefault(key.sql.lower(), key)
+        if other is not key:
+            raise FormulaError(
+                f"the grouping columns {other.name} and {key.name} differ only in case: SQL takes them for one column; "
+                "write it one way"
+            )
     for factor in spec.factors:
         named = [t for position in factor.blocks for t in spec.random[position].terms]
         twice = next((t for i, t in enumerate(named) if t in named[:i]), None)

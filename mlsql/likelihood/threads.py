@@ -10,10 +10,10 @@ from threadpoolctl import ThreadpoolController
 
 from mlsql.moments.levels import LevelStatistics
 
-THREADED = 4_000
+THREADED = 6_000
 """Columns of the rest from which a second thread pays.  Below, threads wait more than they work: where the cores are
-taken by others, waiting threads made a fit of 1,156 columns fifty times slower and one of 3,700 twice; on a quiet
-machine they save a quarter."""
+taken by others, waiting threads made a fit of 1,156 columns fifty times slower and one of 4,000 four times; on a quiet
+machine of two cores they save a quarter."""
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mlsql._typing import Method
 from mlsql.design.design import Design, build_design
-from mlsql.design.membership import Membership
+from mlsql.design.membership import Membership, MembershipTable
 from mlsql.engine.duckdb import DuckDBEngine
 from mlsql.formula.spec import ModelSpec
 from mlsql.pipeline.factor_tables import check_factor_tables, level2_tables, locate_factor_tables
@@ -62,9 +62,10 @@ def plan(
     spec = make_spec(formula, method, weights, groups)
     table, joined = level2_tables(spec, level2, memberships or {})
     inputs = make_inputs(data, table, con)
+    units: Mapping[str, MembershipTable] = {}
     if memberships:
         with inputs.engine() as engine:
-            spec, inputs, _, _ = prepare_memberships(spec, inputs, memberships, engine)
+            spec, inputs, units, _ = prepare_memberships(spec, inputs, memberships, engine)
     above = locate_factor_tables(spec, inputs, joined)
     if survey:
         check_factor_tables(above)
@@ -74,8 +75,8 @@ def plan(
     with inputs.engine() as engine:
         schema = make_schema(spec, inputs, engine)
         answers = run_survey(schema, inputs, engine) if survey else None
-        if answers is not None and len(spec.factors) > 1:
-            counted = _counted(build_design(spec, schema, answers), inputs, engine)
+        if answers is not None and (units or len(spec.factors) > 1):
+            counted = _counted(build_design(spec, schema, answers), inputs, engine, units)
     steps = [*above.steps, survey_step(tables.rows, schema.of_table("rows"), "data")]
     if tables.level2 is not None:
         steps += [survey_step(tables.level2, schema.of_table("level2"), "level2"), level2_step(tables, schema)]
@@ -101,8 +102,10 @@ def plan(
     return Plan((*steps, *moments), notes)
 
 
-def _counted(design: Design, inputs: Inputs, engine: DuckDBEngine) -> tuple[str, ...]:
+def _counted(
+    design: Design, inputs: Inputs, engine: DuckDBEngine, units: Mapping[str, MembershipTable]
+) -> tuple[str, ...]:
     """How the factors meet and what the fit will take, from one query of counts."""
     answer = engine.query(counts_step(design, inputs.tables))
-    counts = read_counts(design, [column[0].as_py() for column in answer.columns])
+    counts = read_counts(design, [column[0].as_py() for column in answer.columns], units)
     return cost_notes(counts, predict_cost(counts))

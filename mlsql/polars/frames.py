@@ -78,7 +78,7 @@ class _Models:
     _frame: pl.DataFrame | pl.LazyFrame
 
     def fit(self, formula: str | ModelSpec, **settings: Unpack[Settings]) -> Fit:
-        """Fit a two-level model to these rows: `mlsql.fit(formula, frame, **settings)`.
+        """Fit a multilevel model to these rows: `mlsql.fit(formula, frame, **settings)`.
 
         A LazyFrame is streamed: each scan runs its query once, and reads the columns of the model alone.
 

@@ -39,9 +39,11 @@ from mlsql.surfaces.options import (
 )
 from mlsql.surfaces.progress import progress_bar
 from mlsql.surfaces.results import compare_command, predict_command, register_command, show_command
+from mlsql.surfaces.words import in_options
 
 if TYPE_CHECKING:
     from mlsql.pipeline.fitted import Fit
+    from mlsql.sql.plan import Plan
 
 app = typer.Typer(
     help="Multilevel models where the data live.",
@@ -68,12 +70,13 @@ def fit_command(
     replace: Annotated[bool, typer.Option(help="With --save: overwrite the file if it exists.")] = False,
     df: DfOption = None,
     vcov: VcovOption = "model",
+    max_evaluations: Annotated[int, typer.Option(help="Limit for the optimiser, over all starts.")] = 200,
     drop_collinear: Annotated[bool, typer.Option(help="Leave out collinear predictors.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Print the statements, as `plan` does, and run none.")] = False,
     as_json: Json = False,
     trace: Trace = False,
 ) -> None:
-    """Fit a two-level model, print its summary, and store the result tables if asked."""
+    """Fit a multilevel model, print its summary, and store the result tables if asked."""
     import mlsql
     from mlsql.pipeline.save import save_target
 
@@ -81,9 +84,11 @@ def fit_command(
         raise typer.BadParameter("--history belongs to --into", param_hint="--history")
     if replace and save is None:
         raise typer.BadParameter("--replace belongs to --save", param_hint="--replace")
+    if max_evaluations < 2:
+        raise typer.BadParameter("at least 2 are needed", param_hint="--max-evaluations")
     rule, matrix = df_method(df), vcov_name(vcov)
     if dry_run:
-        plan_command(data, formula, method, level2, weights, groups, database)
+        plan_command(data, formula, method, level2, weights, groups, database, as_json=as_json)
         return
     # what cannot be written is said before the data are read
     if save is not None:
@@ -101,12 +106,13 @@ def fit_command(
             weights=weights,
             groups=groups,
             drop_collinear=drop_collinear,
+            max_evaluations=max_evaluations,
             progress=progress,
         )
-        text = json_text(fit_document(fitted, rule, matrix)) if as_json else fitted.summary(rule, matrix)
+        text = json_text(fit_document(fitted, rule, matrix)) if as_json else in_options(fitted.summary(rule, matrix))
     # the database of the data may be the one of the results: it is closed by now
     if into is not None:
-        with opened(into) as results:
+        with opened(into) as results, tracing(trace):
             fit_id = fitted.to_tables(results, history=history, df=rule, vcov=matrix)
         typer.echo(f"the result tables of fit {fit_id} are in {into}", err=True)
     if save is not None:
@@ -140,6 +146,7 @@ def plan_command(
     groups: Groups = None,
     database: Database = None,
     survey: Annotated[bool, typer.Option(help="Run the survey and show the moments statements exactly.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Print the SQL that a fit would run; only column names and types are read."""
     import mlsql
@@ -155,7 +162,13 @@ def plan_command(
             groups=groups,
             survey=survey,
         )
-    typer.echo(str(script))
+    typer.echo(json_text(plan_document(script)) if as_json else in_options(str(script)))
+
+
+def plan_document(script: Plan) -> dict[str, Any]:
+    """A plan as JSON: its notes, and name, purpose and SQL of each step."""
+    steps = [{"name": step.name, "purpose": step.purpose, "sql": step.sql} for step in script.steps]
+    return {"notes": [in_options(note) for note in script.notes], "steps": steps}
 
 
 @app.command("demo")
@@ -180,8 +193,8 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except QueryInterrupted as error:
-        typer.echo(f"interrupted: {error}", err=True)
+        typer.echo(f"interrupted: {in_options(str(error))}", err=True)
         sys.exit(EXIT_INTERRUPTED)
     except MlsqlError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {in_options(str(error))}", err=True)
         sys.exit(EXIT_ERROR)

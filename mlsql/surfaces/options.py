@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
@@ -111,6 +112,11 @@ def records(frame: pl.DataFrame) -> list[dict[str, Any]]:
     finite = pl.when(pl.selectors.float().is_finite()).then(pl.selectors.float())
     found: list[dict[str, Any]] = frame.with_columns(finite).to_dicts()
     return found
+
+
+def finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row for JSON, which has neither NaN nor infinity."""
+    return {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in row.items()}
 
 
 def json_text(value: object) -> str:

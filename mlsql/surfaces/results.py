@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,7 @@ from mlsql.surfaces.options import (
     Trace,
     Weights,
     connection,
+    finite,
     formula_text,
     json_text,
     method_name,
@@ -26,6 +27,10 @@ from mlsql.surfaces.options import (
     tracing,
 )
 from mlsql.surfaces.progress import progress_bar
+from mlsql.surfaces.words import in_options
+
+if TYPE_CHECKING:
+    import duckdb
 
 
 def compare_command(
@@ -60,7 +65,7 @@ def compare_command(
             for text in formula
         ]
         table = mlsql.compare(*fits)
-    typer.echo(json_text(records(table)) if as_json else comparison_text(table))
+    typer.echo(json_text(records(table)) if as_json else in_options(comparison_text(table)))
     if any(f.singular or not f.converged for f in fits):
         raise typer.Exit(EXIT_UNSETTLED)
 
@@ -93,12 +98,34 @@ def predict_command(
 def show_command(
     results: Annotated[Path, typer.Argument(help="DuckDB file that holds result tables.", show_default=False)],
     fit_id: Annotated[str | None, typer.Argument(help="Which fit; without it, the list of fits.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Print a stored fit, or list those stored."""
     from mlsql.pipeline.store import show_stored
 
     with opened(results, read_only=True) as con:
-        typer.echo(show_stored(con, fit_id))
+        # it also refuses a fit that is not there
+        text = in_options(show_stored(con, fit_id))
+        typer.echo(json_text(stored_document(con, fit_id)) if as_json else text)
+
+
+def stored_document(con: duckdb.DuckDBPyConnection, fit_id: str | None) -> Any:
+    """A stored fit as `mlsql fit --json` prints it, with when it was written and by what; without an identifier, all.
+
+    The list, the latest first, has no fixed effects and variance components.
+    """
+    from mlsql.engine.write import read_rows
+    from mlsql.pipeline.store import SHOWN
+
+    fits, fixed, components = (read_rows(con, f"ml_{label}", fit_id) or [] for label in SHOWN)
+    documents = [finite(fit) | {"warnings": (fit["warnings"] or "").splitlines()} for fit in fits]
+    if fit_id is None:
+        return sorted(documents, key=lambda fit: (str(fit["written_at"]), fit["fit_id"]), reverse=True)
+    parts = {"fixed_effects": fixed, "variance_components": components}
+    return documents[0] | {
+        label: [{key: value for key, value in finite(row).items() if key != "fit_id"} for row in rows]
+        for label, rows in parts.items()
+    }
 
 
 def register_command(

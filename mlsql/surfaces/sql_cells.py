@@ -13,6 +13,7 @@ from mlsql.design import cells as kinds
 from mlsql.design.cells import CellLayout, Header
 from mlsql.errors import DesignError, MlsqlError
 from mlsql.moments.cells import Cells, Labels
+from mlsql.surfaces.sql_lean import WHOLE_CELL, Look, lean_layout
 
 Rows = Mapping[str, dict[str, Any]]
 
@@ -32,14 +33,17 @@ def call_of(answer: pa.StructArray) -> list[Any]:
     raise MlsqlError("the query's answer is incomplete")
 
 
-def unpack_cells(layout: CellLayout, answer: pa.StructArray) -> tuple[Header, Cells]:
+def unpack_cells(layout: CellLayout, answer: pa.StructArray, seen: Look | None) -> tuple[Header, Cells]:
     """Take the answer apart.
 
     Parameters
     ----------
     layout : CellLayout
+        With all products.
     answer : pyarrow.StructArray
         All rows of the query: kind, position, keys, labels, sums.
+    seen : Look or None
+        For which the query was written.
 
     Raises
     ------
@@ -47,15 +51,26 @@ def unpack_cells(layout: CellLayout, answer: pa.StructArray) -> tuple[Header, Ce
         When there are more cells than are packed.
     """
     kind = answer.field("kind")
-    is_cell = pc.equal(kind, kinds.CELL)
-    header = {row["kind"]: row for row in answer.filter(pc.invert(is_cell)).to_pylist()}
-    cells = answer.filter(is_cell)
+    is_lean, is_whole = pc.equal(kind, kinds.CELL), pc.equal(kind, WHOLE_CELL)
+    header = {row["kind"]: row for row in answer.filter(pc.invert(pc.or_(is_lean, is_whole))).to_pylist()}
+    cells = _chosen(answer, is_whole)
+    if not len(cells):
+        cells = _chosen(answer, is_lean)
+        layout = layout if seen is None else lean_layout(layout, seen)
     if len(cells) > layout.max_cells:
         raise DesignError(
             f"there are more than {layout.max_cells:,} combinations of {layout.spec.group} and the levels of factors; "
             "a predictor is a text of many values (CAST it to a number, or leave it out), or use mlsql.fit from Python"
         )
     return _header(layout, header), _cells(layout, cells)
+
+
+def _chosen(answer: pa.StructArray, wanted: pa.BooleanArray) -> pa.StructArray:
+    """Some of the rows, without a copy when they lie together."""
+    positions = np.flatnonzero(wanted.to_numpy(zero_copy_only=False))
+    if len(positions) and positions[-1] - positions[0] + 1 == len(positions):
+        return answer.slice(positions[0], len(positions))
+    return answer.take(pa.array(positions))
 
 
 def _header(layout: CellLayout, rows: Rows) -> Header:
@@ -94,13 +109,15 @@ def _cells(layout: CellLayout, rows: pa.StructArray) -> Cells:
     labels = [_labels(column, order) for column in _columns(rows.field("labels"), C, 2 * P if layout.level2 else P)]
     predictors = [p.sql for p in layout.predictors]
     numbers = pc.list_flatten(rows.field("sums")).to_numpy(zero_copy_only=False).reshape(C, width)
+    if np.any(np.diff(order) != 1):
+        numbers = numbers[order]
     return Cells(
         layout=layout,
         keys=pa.table(keys, names=[k.name for k in layout.spec.keys]),
         group=group,
         labels=dict(zip(predictors, labels[:P], strict=True)),
         upper_labels=dict(zip(predictors, labels[P:], strict=True)) if layout.level2 else {},
-        numbers=np.ascontiguousarray(numbers[order].T),
+        numbers=np.ascontiguousarray(numbers.T),
     )
 
 

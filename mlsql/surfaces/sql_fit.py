@@ -31,6 +31,8 @@ from mlsql.results.estimates import Estimates
 from mlsql.sql.cells import cells_step
 from mlsql.sql.plan import Plan
 from mlsql.surfaces.sql_cells import call_of, unpack_cells
+from mlsql.surfaces.sql_lean import Look, lean_step
+from mlsql.surfaces.sql_look import distrust, look
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,7 +41,9 @@ if TYPE_CHECKING:
     from mlsql.moments.moments import Moments
 
 _FILE = re.compile(r"\.(parquet|pq|csv|tsv)(\.\w+)?$", re.IGNORECASE)
-_QUERY = re.compile(r"(select|with|from|values|pivot)\b", re.IGNORECASE)
+_QUERY = re.compile(
+    r"(?:\s|\(|--[^\n]*\n|/\*.*?\*/)*(?:select|with|from|values|pivot)\b(?!\s*\.)", re.IGNORECASE | re.DOTALL
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,7 @@ def named_source(text: str, role: str) -> Source:
         if _FILE.search(text) or "://" in text:
             return False
         if not whole:
-            return bool(parts)
+            return bool(parts) and not _QUERY.match(text)
         # quotes and dots are read as SQL reads them, in the second try
         plain = re.fullmatch(r"[^\W\d]\w*( \w+)*", text)
         return plain is not None and not (" " in text and _QUERY.match(text)) and not Path(text).is_file()
@@ -110,25 +114,35 @@ def named_source(text: str, role: str) -> Source:
     return make_source(text, role=role, exists=is_name)
 
 
-def cells_sql(call: Call) -> str:
+def cells_sql(call: Call, home: str | None = None) -> str:
     """The query that the statement runs.
+
+    Parameters
+    ----------
+    call : Call
+    home : str or None
+        The name of the connection, on a cursor of which the first rows of a large table are looked at.
 
     Raises
     ------
     FormulaError, DataError
     """
     tables = call.inputs.tables
-    upper = None if tables.level2 is None else tables.level2.sql(dialect="duckdb")
-    return _rendered(call, tables.rows.sql(dialect="duckdb"), upper)
+    return _rendered(call, look(_layout(call), tables, home), tables.rows, tables.level2)
 
 
 @lru_cache(maxsize=64)
-def _rendered(call: Call, rows: str, level2: str | None) -> str:
+def _rendered(call: Call, seen: Look | None, rows: exp.Expr, level2: exp.Expr | None) -> str:
     """A relation is read twice, when it is made and when it runs: the second time costs nothing."""
-    tables = call.inputs.tables
-    return cells_step(_layout(call), tables.rows, tables.level2, astuple(call)).tree.sql(dialect="duckdb")
+    layout, told = _layout(call), astuple(call)
+    if seen is None:
+        step = cells_step(layout, rows, level2, (*told, None))
+    else:
+        step = lean_step(layout, seen, rows, level2, (*told, seen.text))
+    return step.tree.sql(dialect="duckdb")
 
 
+@lru_cache(maxsize=64)
 def _layout(call: Call) -> CellLayout:
     return cell_layout(call.spec, level2=call.level2 is not None)
 
@@ -151,8 +165,12 @@ def analyse_cells(answer: pa.StructArray) -> tuple[Call, Analysed]:
     MlsqlError
         As `mlsql.fit` does on the same data.
     """
-    call = Call(*call_of(answer))
-    header, cells = unpack_cells(_layout(call), answer)
+    *told, seen = call_of(answer)
+    call = Call(*told)
+    layout = _layout(call)
+    header, cells = unpack_cells(layout, answer, None if seen is None else Look(tuple(seen.split())))
+    if seen is not None and cells.layout is layout:
+        distrust(layout, call.inputs.tables)
     schema = schema_of(cells.layout, header)
     if header.upper_survey is not None:
         _check_upper(call.spec, header.upper_survey)

@@ -66,6 +66,7 @@ def register(con: duckdb.DuckDBPyConnection, *, replace: bool = False) -> duckdb
     ... ).fetchall()
     [('(Intercept)', 11.393), ('sector', 2.805)]
     """
+    from mlsql.surfaces.sql_look import remember
     from mlsql.surfaces.sql_tables import FUNCTIONS
 
     if not isinstance(con, duckdb.DuckDBPyConnection):
@@ -88,8 +89,9 @@ def register(con: duckdb.DuckDBPyConnection, *, replace: bool = False) -> duckdb
         if not {PREFIX + "cells", *FUNCTIONS, *(PREFIX + name for name in FUNCTIONS)} <= ours:
             _refuse_transaction(con)
             _create_functions(con, ours, FUNCTIONS)
+            home = remember(con)
             for name, function in FUNCTIONS.items():
-                con.execute(macro(name, function))
+                con.execute(macro(name, function, home))
     except duckdb.Error as error:
         raise StoreError(f"the functions cannot be registered: {str(error).splitlines()[0]}") from error
     return con
@@ -136,12 +138,14 @@ def connect(
     return register(con)
 
 
-def macro(name: str, function: TableFunction) -> str:
-    """The statement that makes a table function."""
+def macro(name: str, function: TableFunction, home: str) -> str:
+    """The statement that makes a table function of the connection of that name."""
     formulas = ["formula"] if function.models == 1 else [f"formula{i + 1}" for i in range(function.models)]
     named = [f"{key} := {_literal(value)}" for key, value in function.settings.items()]
     settings = [key if key in function.settings else "NULL" for key in ARGUMENTS[2:]]
-    queries = [f"query({PREFIX}cells({', '.join([formula, 'tbl', *settings])}))" for formula in formulas]
+    queries = [
+        f"query({PREFIX}cells({', '.join([formula, 'tbl', *settings, _literal(home)])}))" for formula in formulas
+    ]
     return _MACRO.format(
         name=name,
         parameters=", ".join([*formulas, "tbl", *named]),
@@ -166,7 +170,7 @@ def _create_functions(con: duckdb.DuckDBPyConnection, known: set[str], functions
     from mlsql.sql.cell_rows import ROW_TYPE
 
     if PREFIX + "cells" not in known:
-        _create(con, PREFIX + "cells", cells_query, ["VARCHAR"] * len(ARGUMENTS), "VARCHAR")
+        _create(con, PREFIX + "cells", cells_query, ["VARCHAR"] * (len(ARGUMENTS) + 1), "VARCHAR")
     for name, function in functions.items():
         if PREFIX + name not in known:
             columns = ", ".join(f'"{column}" {dtype}' for column, dtype in function.columns.items())
@@ -192,16 +196,17 @@ def cells_query(
     groups: pa.ChunkedArray,
     df: pa.ChunkedArray,
     vcov: pa.ChunkedArray,
+    home: pa.ChunkedArray,
 ) -> pa.Array:
     """The query of a table function, or one that carries an error."""
     from mlsql.sql.cell_rows import failure_query
     from mlsql.surfaces.sql_fit import Call, cells_sql
 
     found = []
-    arguments = (formula, tbl, method, level2, weights, groups, df, vcov)
-    for values in zip(*[a.to_pylist() for a in arguments], strict=True):
+    arguments = (formula, tbl, method, level2, weights, groups, df, vcov, home)
+    for *values, where in zip(*[a.to_pylist() for a in arguments], strict=True):
         try:
-            found.append(cells_sql(Call(*values)))
+            found.append(cells_sql(Call(*values), where))
         except MlsqlError as error:
             found.append(failure_query(one_line(error)))
     return pa.array(found, pa.string())

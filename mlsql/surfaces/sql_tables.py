@@ -69,14 +69,16 @@ def _parameters(answers: Answers) -> pl.DataFrame:
     import polars as pl
 
     call, fit = fit_cells(answers[0])
-    fixed = _beside_robust(call, fit).with_columns(pl.lit("fixed").alias("effect"))
-    variance = fit.variance_components.rename({"term1": "term", "chi2": "statistic"}).with_columns(
-        pl.lit("variance").alias("effect"), pl.col("df").cast(pl.Float64)
-    )
-    numbers = fit.statistics.select(pl.selectors.numeric() | pl.selectors.boolean()).cast(pl.Float64)
-    statistics = numbers.unpivot(variable_name="term", value_name="estimate").drop_nulls("estimate")
-    statistics = statistics.with_columns(pl.lit("statistic").alias("effect"))
-    return pl.concat([fixed, variance, statistics], how="diagonal")
+    # a few rows are put together faster as such than as frames
+    rows = [{**row, "effect": "fixed"} for row in _beside_robust(call, fit).to_dicts()]
+    for row in fit.variance_components.to_dicts():
+        rows.append({**row, "effect": "variance", "term": row["term1"], "statistic": row["chi2"]})
+    for name, value in fit.statistics.row(0, named=True).items():
+        if isinstance(value, int | float):
+            rows.append({"effect": "statistic", "term": name, "estimate": value})
+    types = {_TEXT: pl.String, _NUMBER: pl.Float64}
+    schema = {name: types[dtype] for name, dtype in FUNCTIONS["ml_fit"].columns.items()}
+    return pl.DataFrame([{name: row.get(name) for name in schema} for row in rows], schema=schema, strict=False)
 
 
 def _fixed_effects(answers: Answers) -> pl.DataFrame:

@@ -13,6 +13,7 @@ import duckdb
 import pytest
 
 import mlsql
+from mlsql.engine.duckdb import Executed, traced
 from mlsql.pipeline.store import write_tables
 from mlsql.surfaces.database import opened
 
@@ -118,3 +119,31 @@ def test_a_column_of_another_type(fitted: mlsql.Fit) -> None:
             write(fitted, con, history=True)
         assert con.sql("SELECT DISTINCT term FROM ml_terms").fetchall() == [(1,)]
         assert con.sql("SELECT count(*) FROM duckdb_tables() WHERE table_name LIKE '%history%'").fetchall() == [(0,)]
+
+
+def test_statements_that_write_are_told_with_time_and_rows(fitted: mlsql.Fit) -> None:
+    told: list[Executed] = []
+    with duckdb.connect() as con, traced(told.append):
+        write(fitted, con)
+        write(fitted, con, history=True)
+        con.execute("BEGIN")
+        write(fitted, con)
+        con.execute("ROLLBACK")
+    assert all(done.seconds >= 0 for done in told)
+    transactions = [done.sql for done in told if done.step == "transaction"]
+    # a transaction that the user opened is the user's
+    assert transactions == ["BEGIN TRANSACTION", "COMMIT"] * 2
+    effects = [(done.sql.split()[0], done.rows) for done in told if done.step == "result table ml_fixed_effects"]
+    first, later = [("CREATE", 0), ("DELETE", 0), ("INSERT", 5)], [("CREATE", 0), ("DELETE", 5), ("INSERT", 5)]
+    assert effects == [*first, *later, *later]
+    history = [(done.sql.split()[0], done.rows) for done in told if done.step == "result table ml_history_fits"]
+    assert history == [("CREATE", 0), ("INSERT", 1)]
+
+
+def test_a_transaction_that_is_rolled_back_is_told(fitted: mlsql.Fit) -> None:
+    told: list[Executed] = []
+    with duckdb.connect() as con:
+        con.execute("CREATE VIEW ml_terms AS SELECT 'a' AS fit_id")
+        with pytest.raises(mlsql.StoreError), traced(told.append):
+            write(fitted, con)
+    assert (told[0].sql, told[-1].sql) == ("BEGIN TRANSACTION", "ROLLBACK")

@@ -46,11 +46,9 @@ def test_means_of_the_named_factor(fitted: mlsql.Fit, frame: pl.DataFrame) -> No
     assert np.abs(X - expected(frame)).max() < SAME
     assert not offset.any()
     # by the keys of each factor, in any order of the rows
-    part = frame.sample(500, seed=3)
-    whole = design_matrix(fitted.estimates, part)[0]
-    rows = expected(frame.with_row_index("i"))[
-        part.join(frame.with_row_index("i"), on=frame.columns, maintain_order="left")["i"]
-    ]
+    order = np.random.default_rng(3).permutation(frame.height)[:500]
+    whole = design_matrix(fitted.estimates, frame[order])[0]
+    rows = expected(frame)[order]
     assert np.abs(whole - rows).max() < SAME
 
 
@@ -58,9 +56,7 @@ def test_means_that_the_frame_brings(fitted: mlsql.Fit, frame: pl.DataFrame) -> 
     named = mean_columns(fitted.estimates.design)
     assert list(named.values()) == ["group_mean(grade, schoolid)", "group_mean(year, schoolid:childid)"]
     own = frame.with_columns(pl.lit(7.0).alias("group_mean(grade, schoolid)")).drop("schoolid", "childid")
-    with pytest.raises(
-        mlsql.DataError, match=r"add the grouping column schoolid .* a column 'group_mean\(year, school"
-    ):
+    with pytest.raises(mlsql.DataError, match=r"add the grouping column schoolid .* a column 'group_mean"):
         design_matrix(fitted.estimates, own)
     X, _ = design_matrix(fitted.estimates, own.with_columns(pl.lit(2.0).alias("group_mean(year, schoolid:childid)")))
     assert np.array_equal(X[:, 2], frame["grade"] - 7.0)
@@ -110,9 +106,8 @@ def test_slopes_are_those_of_the_fixed_effects(fitted: mlsql.Fit) -> None:
 
 def test_sets_of_a_membership_are_left_out() -> None:
     pytest.importorskip("marginaleffects")
-    rows = pl.DataFrame(
-        {"y": [1.0, 2, 4, 3, 5, 7, 2, 1], "x": [1.0, 3, 2, 5, 4, 4, 1, 0], "pupil": [1, 1, 2, 2, 3, 3, 4, 4]}
-    )
+    rows = pl.DataFrame({"y": [1.0, 2, 4, 3, 5, 7, 2, 1], "x": [1.0, 3, 2, 5, 4, 4, 1, 0]})
+    rows = rows.with_columns(pupil=pl.int_range(8) // 2 + 1)
     history = pl.DataFrame({"pupil": [1, 2, 2, 3, 4, 4], "teacher": ["a", "a", "b", "b", "a", "c"]})
     named = {"teacher": mlsql.Membership(history, on="pupil", normalise=True)}
     fit = mlsql.fit("y ~ x + (1 | teacher) + (1 | pupil)", rows, memberships=named)
@@ -139,18 +134,15 @@ def test_a_predictor_of_children_within_schools(frame: pl.DataFrame) -> None:
     beta = fit.estimates.beta
     table = fit.contrasts.contextual_effect("black")
     assert table["estimate"].to_list() == pytest.approx([beta[2], beta[2] + beta[3], beta[3]])
+    upper = mlsql.fit("math ~ lowinc + black + (1 | schoolid/childid)", frame)
     with pytest.raises(mlsql.FitError, match="no grouping factor within which lowinc varies and black does not"):
-        mlsql.fit("math ~ lowinc + black + (1 | schoolid/childid)", frame).contrasts.contextual_effect(
-            "lowinc", "black"
-        )
+        upper.contrasts.contextual_effect("lowinc", "black")
 
 
 def test_means_over_two_factors_are_a_sum_of_coefficients(frame: pl.DataFrame) -> None:
     model = "math ~ year + group_mean(year, schoolid:childid) + group_mean(year, schoolid) + (1 | schoolid/childid)"
     fit = mlsql.fit(model, frame)
-    with pytest.raises(
-        mlsql.FitError, match=r"of several grouping factors \(schoolid:childid, schoolid\).*contrasts.est"
-    ):
+    with pytest.raises(mlsql.FitError, match=r"of several grouping factors \(schoolid:childid, schoolid\)"):
         fit.contrasts.contextual_effect("year", "group_mean(year, schoolid)")
     with pytest.raises(mlsql.FitError, match=r"add group_mean\(\"year\", factor\) to the formula"):
         mlsql.fit("math ~ year + (1 | schoolid/childid)", frame).contrasts.contextual_effect("year")

@@ -17,6 +17,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 import mlsql
+from mlsql.design import design as design_module
 from mlsql.pipeline import save as save_module
 
 # the same arrays through the same arithmetic
@@ -110,6 +111,23 @@ def test_tests_of_a_loaded_fit(tmp_path: Path, data_file: Callable[[str], str]) 
     assert mlsql.compare(fit, again)["note"][1] is not None
     with pytest.raises(mlsql.DataError, match="loaded without its data"):
         again.residuals()
+
+
+def test_a_large_fit(tmp_path: Path, data_file: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saved in the lean layout, with a level-2 table of one factor; products by cell on request."""
+    monkeypatch.setattr(design_module, "SMALL", 10)
+    frame = pl.read_parquet(data_file("egsingle")).sample(fraction=1.0, shuffle=True, seed=1)
+    schools = frame.group_by("schoolid").agg(pl.col("lowinc").first())
+    formula = "math ~ year*lowinc + black + (year | schoolid/childid)"
+    fit = mlsql.fit(formula, frame.drop("lowinc"), level2={"schoolid": schools})
+    assert fit.estimates.design.layout == "lean"
+    fit.save(tmp_path / "lean.parquet")
+    fit.save(tmp_path / "whole.parquet", complete=True)
+    lean, whole = (mlsql.load(tmp_path / f"{name}.parquet") for name in ("lean", "whole"))
+    assert lean.deviance == whole.deviance == fit.deviance
+    assert np.allclose(whole.robust_covariance(), fit.robust_covariance(), rtol=SAME)
+    with pytest.raises(mlsql.DataError, match="save it with complete=True"):
+        lean.robust_covariance()
 
 
 def test_a_sparse_rest(tmp_path: Path, data_file: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -296,6 +296,46 @@ def test_trace_shows_each_statement_on_stderr(invoke: Any, hsb: str) -> None:
         assert len(con.extract_statements(found.stderr)) == len(lines)
 
 
+def test_trace_shows_what_is_written(invoke: Any, hsb: str, tmp_path: Path) -> None:
+    results = tmp_path / "results.duckdb"
+    arguments = ("fit", "--data", hsb, "--formula", SMALL, "--into", str(results), "--history", "--trace")
+    for _ in range(2):
+        found = invoke(*arguments)
+    statements = re.findall(r"^-- ([^\n]+): \d+\.\d{3} s, ([\d,]+) rows\n(.*?;)\n", found.stderr, re.M | re.S)
+    written = [(step, int(rows), sql.split()[0]) for step, rows, sql in statements if step.startswith("result table")]
+    assert ("result table ml_fixed_effects", 2, "INSERT") in written
+    assert ("result table ml_fixed_effects", 2, "DELETE") in written
+    assert ("result table ml_history_fixed_effects", 2, "INSERT") in written
+    assert ("result table ml_group_effects", 160, "INSERT") in written
+    tables = {step.removeprefix("result table ") for step, _, _ in written}
+    assert {t for t in tables if "history" not in t} == set(TABLES)
+    around = [(step, sql) for step, _, sql in statements if not step.startswith("result table")]
+    assert around[-2:] == [("transaction", "BEGIN TRANSACTION;"), ("transaction", "COMMIT;")]
+    # the message at the end is no statement
+    script, message = found.stderr.rstrip("\n").rsplit("\n", 1)
+    assert message.startswith("the result tables of fit")
+    with duckdb.connect() as con:
+        assert len(con.extract_statements(script)) == len(statements)
+
+
+def test_dry_run_as_json(invoke: Any, hsb: str, tmp_path: Path) -> None:
+    arguments = ("--data", hsb, "--formula", SMALL, "--json")
+    found = invoke("fit", *arguments, "--dry-run", "--into", str(tmp_path / "results.duckdb"))
+    assert (found.code, found.stderr) == (0, "")
+    assert found.stdout == invoke("plan", *arguments).stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_limit_of_evaluations(invoke: Any, hsb: str) -> None:
+    found = invoke("fit", "--data", hsb, "--formula", FORMULA, "--max-evaluations", "3")
+    assert found.code == 3
+    assert "max_evaluations after 3 evaluations" in found.stdout
+    assert "raise --max-evaluations" in found.stdout
+    refused = invoke("fit", "--data", hsb, "--formula", FORMULA, "--max-evaluations", "1")
+    assert refused.code == 2
+    assert "--max-evaluations" in refused.stderr
+
+
 @pytest.mark.parametrize("source", ["file", "table"])
 def test_dry_run_prints_the_plan_and_touches_nothing(invoke: Any, hsb: str, tmp_path: Path, source: str) -> None:
     given = ["--data", hsb]

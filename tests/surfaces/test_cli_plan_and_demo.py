@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,24 @@ def test_plan_prints_the_script(invoke: Any, hsb: str) -> None:
     assert found.code == 0
     assert found.stdout == f"{mlsql.plan(FORMULA, hsb)}\n"
     assert found.stderr == ""
+
+
+@pytest.mark.parametrize("survey", [False, True])
+def test_plan_as_json(invoke: Any, hsb: str, survey: bool) -> None:
+    found = invoke("plan", "--data", hsb, "--formula", FORMULA, "--json", *(["--survey"] if survey else []))
+    assert (found.code, found.stderr) == (0, "")
+    script, document = mlsql.plan(FORMULA, hsb, survey=survey), json.loads(found.stdout)
+    assert document["notes"] == list(script.notes)
+    steps = [{"name": s.name, "purpose": s.purpose, "sql": s.sql} for s in script.steps]
+    assert document["steps"] == steps
+
+
+def test_a_note_of_a_plan_names_the_option(invoke: Any, hsb: str) -> None:
+    arguments = ("plan", "--data", f"SELECT *, sector = 1 AS catholic FROM '{hsb}'", "--formula")
+    found = invoke(*arguments, "mathach ~ catholic + (1 | school)", "--json")
+    assert json.loads(found.stdout)["notes"] == [
+        "the moments statements depend on the levels of catholic: --survey runs the survey and shows them"
+    ]
 
 
 @pytest.mark.parametrize("option", [(), ("--survey",)])

@@ -229,6 +229,43 @@ def test_show_of_a_database_without_fits(invoke: Any, tmp_path: Path) -> None:
     assert "no fit was stored here" in said(invoke("show", str(tmp_path / "empty.duckdb")))
 
 
+def test_show_as_json_is_what_fit_prints(invoke: Any, hsb: str, tmp_path: Path) -> None:
+    path = str(tmp_path / "results.duckdb")
+    for formula in (FORMULA, LARGER):
+        printed = strict_json(invoke("fit", "--data", hsb, "--formula", formula, "--into", path, "--json").stdout)
+    found = invoke("show", path, printed["fit_id"], "--json")
+    assert (found.code, found.stderr) == (0, "")
+    stored = strict_json(found.stdout)
+    own = {"group", "mlsql_version", "written_at"}
+    assert stored.keys() - printed.keys() == own
+    # how many rows were left out for which column is not kept
+    assert printed.keys() - stored.keys() == {"dropped"}
+    for name in printed.keys() - {"dropped", "fixed_effects"}:
+        assert stored[name] == printed[name]
+    robust = {"robust_std_error", "robust_ratio"}
+    assert [{k: v for k, v in row.items() if k not in robust} for row in stored["fixed_effects"]] == printed[
+        "fixed_effects"
+    ]
+    listed = strict_json(invoke("show", path, "--json").stdout)
+    assert [fit["formula"] for fit in listed] == [mlsql.parse_model(f).formula for f in (LARGER, FORMULA)]
+    assert listed[0] == {k: v for k, v in stored.items() if k not in ("fixed_effects", "variance_components")}
+
+
+def test_show_as_json_has_no_number_that_json_has_not(invoke: Any, results: Path) -> None:
+    with duckdb.connect(str(results)) as con:
+        con.execute("UPDATE ml_fits SET icc = 'nan'; UPDATE ml_fixed_effects SET df = 'infinity', note = NULL")
+        (fit_id,) = con.execute("SELECT fit_id FROM ml_fits").fetchone() or ("",)
+    document = strict_json(invoke("show", str(results), fit_id, "--json").stdout)
+    assert document["icc"] is None
+    assert [row["df"] for row in document["fixed_effects"]] == [None, None]
+
+
+def test_show_as_json_refuses_as_text_does(invoke: Any, fitted: mlsql.Fit, results: Path, tmp_path: Path) -> None:
+    assert f"did you mean {fitted.fit_id}?" in said(invoke("show", str(results), fitted.fit_id[:6], "--json"))
+    duckdb.connect(str(tmp_path / "empty.duckdb")).close()
+    assert "no fit was stored here" in said(invoke("show", str(tmp_path / "empty.duckdb"), "--json"))
+
+
 # register
 
 
