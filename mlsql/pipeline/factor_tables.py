@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from mlsql.design.schema import Candidate, Input, classify, columns_read, comparable, require_columns
 from mlsql.engine.duckdb import DuckDBEngine, open_engine
@@ -17,9 +18,11 @@ from mlsql.errors import DataError, DesignError
 from mlsql.formula.spec import ModelSpec
 from mlsql.formula.terms import Atom, Factor
 from mlsql.pipeline.prepare import Inputs, JoinedTable, make_inputs, types_of
-from mlsql.results.estimates import Estimates
 from mlsql.sql.factor_tables import GroupTable, check_step, with_group_tables
 from mlsql.sql.plan import Step
+
+if TYPE_CHECKING:
+    from mlsql.results.estimates import Estimates
 
 
 def level2_tables(

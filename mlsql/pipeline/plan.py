@@ -14,7 +14,6 @@ from mlsql.pipeline.factor_tables import check_factor_tables, level2_tables, loc
 from mlsql.pipeline.membership import prepare_memberships
 from mlsql.pipeline.prepare import Inputs, make_inputs, make_schema, make_spec
 from mlsql.pipeline.survey import run_survey
-from mlsql.results.cost import cost_notes, predict_cost, read_counts
 from mlsql.sql.level_counts import counts_step
 from mlsql.sql.moments import moments_steps
 from mlsql.sql.plan import Plan, Step
@@ -106,6 +105,9 @@ def _counted(
     design: Design, inputs: Inputs, engine: DuckDBEngine, units: Mapping[str, MembershipTable]
 ) -> tuple[str, ...]:
     """How the factors meet and what the fit will take, from one query of counts."""
+    # scipy comes with it, which other plans start without
+    from mlsql.results.cost import cost_notes, predict_cost, read_counts
+
     answer = engine.query(counts_step(design, inputs.tables))
     counts = read_counts(design, [column[0].as_py() for column in answer.columns], units)
     return cost_notes(counts, predict_cost(counts))
