@@ -6,10 +6,9 @@ import numpy as np
 
 from mlsql._arrays import Array
 from mlsql.formula.describe_levels import many_level_equations
-from mlsql.inference.fixed_effects import fixed_effects
 from mlsql.inference.reference import Reference, few_groups
-from mlsql.report.layout import DF_RULES, correlation_text, df_text, fixed_point, grid, number, p_text, table
-from mlsql.results.centering import centering_notes
+from mlsql.report.coefficients import HEADER, coefficient_cells
+from mlsql.report.layout import DF_RULES, correlation_text, fixed_point, grid, number, p_text, table
 from mlsql.results.components import component_errors, homogeneity_tests
 from mlsql.results.constancy import constant_predictors
 from mlsql.results.estimates import Estimates
@@ -101,27 +100,10 @@ def _variances(estimates: Estimates) -> str:
 
 
 def _fixed(estimates: Estimates, reference: Reference, robust_covariance: Array | str) -> str:
-    found, notes = fixed_effects(estimates, reference=reference), centering_notes(estimates)
-    known, model = not isinstance(robust_covariance, str), np.sqrt(np.diag(estimates.vcov))
-    robust = np.sqrt(np.maximum(np.diag(robust_covariance), 0.0)) if known else np.full(len(notes), np.nan)
-    header = ["Fixed effect", "Coefficient", "Std. error", "t ratio", "d.f.", "p value", "Robust s.e.", "Ratio"]
-    header.append("Centring")
-    rows = [
-        [
-            name,
-            number(found.estimate[f]),
-            number(found.std_error[f]),
-            f"{found.statistic[f]:.3f}",
-            df_text(found.df[f]),
-            p_text(found.p_value[f]),
-            number(robust[f]),
-            fixed_point(robust[f] / model[f], 2),
-            notes[f],
-        ]
-        for f, name in enumerate(estimates.fixed_names)
-    ]
+    cells = coefficient_cells(estimates, reference, robust_covariance)
+    rows = [[name, *own] for name, own in zip(estimates.fixed_names, cells, strict=True)]
     errors = "" if reference.vcov == "model" else f"standard errors {reference.vcov}, "
-    lines = ["Fixed effects", *table(header, rows)]
+    lines = ["Fixed effects", *table(HEADER, rows)]
     if isinstance(robust_covariance, str):
         return "\n".join([*lines, f"    {errors}d.f. {DF_RULES[reference.df_method]}.", f"    {robust_covariance}."])
     top = chain_names(estimates)[-1]

@@ -10,12 +10,11 @@ import numpy as np
 from mlsql._arrays import Array
 from mlsql.formula.describe import level_equations
 from mlsql.formula.terms import INTERCEPT
-from mlsql.inference.fixed_effects import fixed_effects
 from mlsql.inference.likelihood_ratio import single_level_ratio
 from mlsql.inference.reference import Reference, few_groups
-from mlsql.report.layout import DF_RULES, correlation_text, df_text, fixed_point, grid, number, p_text, table
+from mlsql.report.coefficients import HEADER, coefficient_cells
+from mlsql.report.layout import DF_RULES, correlation_text, fixed_point, grid, number, p_text, table
 from mlsql.report.level_summary import level_equations_text, level_sections
-from mlsql.results.centering import centering_notes
 from mlsql.results.components import component_errors, homogeneity_tests
 from mlsql.results.estimates import Estimates
 from mlsql.results.homogeneity import Homogeneity
@@ -126,11 +125,7 @@ def _variances(estimates: Estimates, tests: Sequence[Homogeneity]) -> str:
 
 
 def _fixed(estimates: Estimates, reference: Reference, robust_covariance: Array | str) -> str:
-    found, notes = fixed_effects(estimates, reference=reference), centering_notes(estimates)
-    known, model = not isinstance(robust_covariance, str), np.sqrt(np.diag(estimates.vcov))
-    robust = np.sqrt(np.maximum(np.diag(robust_covariance), 0.0)) if known else np.full(len(notes), np.nan)
-    header = ["Fixed effect", "Coefficient", "Std. error", "t ratio", "d.f.", "p value", "Robust s.e.", "Ratio"]
-    header.append("Centring")
+    cells = coefficient_cells(estimates, reference, robust_covariance)
     rows: list[list[str]] = []
     equations: dict[frozenset[object], list[int]] = {}
     for f in range(estimates.statistics.p):
@@ -144,20 +139,8 @@ def _fixed(estimates: Estimates, reference: Reference, robust_covariance: Array 
             index = 0 if not upper else counter
             counter += bool(upper)
             label = upper or INTERCEPT.name.strip("()")
-            rows.append(
-                [
-                    f"  {label}, g{position}{index}",
-                    number(found.estimate[f]),
-                    number(found.std_error[f]),
-                    f"{found.statistic[f]:.3f}",
-                    df_text(found.df[f]),
-                    p_text(found.p_value[f]),
-                    number(robust[f]),
-                    fixed_point(robust[f] / model[f], 2),
-                    notes[f],
-                ]
-            )
-    lines = ["Fixed effects", *table(header, rows)]
+            rows.append([f"  {label}, g{position}{index}", *cells[f]])
+    lines = ["Fixed effects", *table(HEADER, rows)]
     errors = "" if reference.vcov == "model" else f"standard errors {reference.vcov}, "
     rule = DF_RULES[reference.df_method]
     lines.append(f"    {errors}d.f. {rule}; robust standard errors are CR0, Ratio is robust to model-based.")
