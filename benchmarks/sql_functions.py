@@ -4,7 +4,8 @@
     python benchmarks/sql_functions.py 10m      # other cases of run.py
 
 All calls take turns in one warm process, so that a busy machine slows all alike; seconds are the best of the rounds and
-their median, ratios those of the best.  `look` is the part of a statement that is saved when it is repeated.
+their median, ratios those of the best.  The first statement that meets a table's predictors sums all their products;
+later ones know which of them are needed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from problems import CASES, FORMULA, make_data
 from run import versions
 
 import mlsql
-from mlsql.surfaces import sql_look
+from mlsql.surfaces import sql_known
 
 FUNCTIONS = ("ml_fixed_effects", "ml_fit", "ml_fit_statistics")
 
@@ -36,15 +37,15 @@ def calls(con: duckdb.DuckDBPyConnection, source: str, level2: str | None) -> di
     def table_function(name: str) -> Callable[[], object]:
         return lambda: con.execute(f"FROM {name}($1, $2{settings})", [FORMULA, source]).fetchall()
 
-    def looking_first() -> object:
-        sql_look.forget()
+    def first() -> object:
+        sql_known.forget()
         return table_function("ml_fixed_effects")()
 
     return {
         "mlsql.fit": lambda: mlsql.fit(FORMULA, source, con=con, level2=level2),
         "mlsql.fit(...).fixed_effects": lambda: mlsql.fit(FORMULA, source, con=con, level2=level2).fixed_effects,
         **{name: table_function(name) for name in FUNCTIONS},
-        "ml_fixed_effects, first look": looking_first,
+        "ml_fixed_effects, the first of a table": first,
     }
 
 

@@ -13,7 +13,7 @@ from mlsql.design import cells as kinds
 from mlsql.design.cells import CellLayout, Header
 from mlsql.errors import DesignError, MlsqlError
 from mlsql.moments.cells import Cells, Labels
-from mlsql.surfaces.sql_lean import WHOLE_CELL, Look, lean_layout
+from mlsql.surfaces.sql_lean import WHOLE_CELL, Known, lean_layout
 
 Rows = Mapping[str, dict[str, Any]]
 
@@ -33,7 +33,7 @@ def call_of(answer: pa.StructArray) -> list[Any]:
     raise MlsqlError("the query's answer is incomplete")
 
 
-def unpack_cells(layout: CellLayout, answer: pa.StructArray, seen: Look | None) -> tuple[Header, Cells]:
+def unpack_cells(layout: CellLayout, answer: pa.StructArray, known: Known | None) -> tuple[Header, Cells]:
     """Take the answer apart.
 
     Parameters
@@ -42,7 +42,7 @@ def unpack_cells(layout: CellLayout, answer: pa.StructArray, seen: Look | None) 
         With all products.
     answer : pyarrow.StructArray
         All rows of the query: kind, position, keys, labels, sums.
-    seen : Look or None
+    known : Known or None
         For which the query was written.
 
     Raises
@@ -56,7 +56,7 @@ def unpack_cells(layout: CellLayout, answer: pa.StructArray, seen: Look | None) 
     cells = _chosen(answer, is_whole)
     if not len(cells):
         cells = _chosen(answer, is_lean)
-        layout = layout if seen is None else lean_layout(layout, seen)
+        layout = layout if known is None else lean_layout(layout, known)
     if len(cells) > layout.max_cells:
         raise DesignError(
             f"there are more than {layout.max_cells:,} combinations of {layout.spec.group} and the levels of factors; "

@@ -31,8 +31,8 @@ from mlsql.results.estimates import Estimates
 from mlsql.sql.cells import cells_step
 from mlsql.sql.plan import Plan
 from mlsql.surfaces.sql_cells import call_of, unpack_cells
-from mlsql.surfaces.sql_lean import Look, lean_step
-from mlsql.surfaces.sql_look import distrust, look
+from mlsql.surfaces.sql_known import learn, recall
+from mlsql.surfaces.sql_lean import Known, lean_step
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -114,31 +114,31 @@ def named_source(text: str, role: str) -> Source:
     return make_source(text, role=role, exists=is_name)
 
 
-def cells_sql(call: Call, home: str | None = None) -> str:
+def cells_sql(call: Call, home: str) -> str:
     """The query that the statement runs.
 
     Parameters
     ----------
     call : Call
-    home : str or None
-        The name of the connection, on a cursor of which the first rows of a large table are looked at.
+    home : str
+        The name of the connection, of whose tables earlier statements may know something.
 
     Raises
     ------
     FormulaError, DataError
     """
     tables = call.inputs.tables
-    return _rendered(call, look(_layout(call), tables, home), tables.rows, tables.level2)
+    return _rendered(call, home, recall(home, _layout(call), tables), tables.rows, tables.level2)
 
 
 @lru_cache(maxsize=64)
-def _rendered(call: Call, seen: Look | None, rows: exp.Expr, level2: exp.Expr | None) -> str:
+def _rendered(call: Call, home: str, known: Known | None, rows: exp.Expr, level2: exp.Expr | None) -> str:
     """A relation is read twice, when it is made and when it runs: the second time costs nothing."""
-    layout, told = _layout(call), astuple(call)
-    if seen is None:
+    layout, told = _layout(call), (*astuple(call), home)
+    if known is None:
         step = cells_step(layout, rows, level2, (*told, None))
     else:
-        step = lean_step(layout, seen, rows, level2, (*told, seen.text))
+        step = lean_step(layout, known, rows, level2, (*told, known.text))
     return step.tree.sql(dialect="duckdb")
 
 
@@ -165,12 +165,10 @@ def analyse_cells(answer: pa.StructArray) -> tuple[Call, Analysed]:
     MlsqlError
         As `mlsql.fit` does on the same data.
     """
-    *told, seen = call_of(answer)
-    call = Call(*told)
+    *told, home, facts = call_of(answer)
+    call, known = Call(*told), None if facts is None else Known(tuple(facts.split()))
     layout = _layout(call)
-    header, cells = unpack_cells(layout, answer, None if seen is None else Look(tuple(seen.split())))
-    if seen is not None and cells.layout is layout:
-        distrust(layout, call.inputs.tables)
+    header, cells = unpack_cells(layout, answer, known)
     schema = schema_of(cells.layout, header)
     if header.upper_survey is not None:
         _check_upper(call.spec, header.upper_survey)
@@ -186,6 +184,8 @@ def analyse_cells(answer: pa.StructArray) -> tuple[Call, Analysed]:
                 f"factor {factor.name} has {count:,} levels, more than {MAX_LEVELS}; "
                 "is it a grouping column, or a number stored as text (then CAST it)?"
             )
+    if cells.layout is layout:
+        learn(home, layout, call.inputs.tables, schema, survey.preview.varying, known)
     design = build_design(call.spec, schema, survey).completed()
     moments, noted = with_factors(design, moments_from_cells(design, cells), {})
     collinear = collinear_columns(design, moments)

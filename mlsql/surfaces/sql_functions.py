@@ -66,7 +66,7 @@ def register(con: duckdb.DuckDBPyConnection, *, replace: bool = False) -> duckdb
     ... ).fetchall()
     [('(Intercept)', 11.393), ('sector', 2.805)]
     """
-    from mlsql.surfaces.sql_look import remember
+    from mlsql.surfaces.sql_known import new_home
     from mlsql.surfaces.sql_tables import FUNCTIONS
 
     if not isinstance(con, duckdb.DuckDBPyConnection):
@@ -89,7 +89,7 @@ def register(con: duckdb.DuckDBPyConnection, *, replace: bool = False) -> duckdb
         if not {PREFIX + "cells", *FUNCTIONS, *(PREFIX + name for name in FUNCTIONS)} <= ours:
             _refuse_transaction(con)
             _create_functions(con, ours, FUNCTIONS)
-            home = remember(con)
+            home = new_home()
             for name, function in FUNCTIONS.items():
                 con.execute(macro(name, function, home))
     except duckdb.Error as error:

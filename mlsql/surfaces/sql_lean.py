@@ -1,20 +1,18 @@
-"""A leaner cells query, for a table whose first rows have been seen; exact whatever they showed.
+"""A leaner cells query, for predictors that an earlier statement has met; exact whatever it found.
 
 A predictor that has one value per group needs no products: they follow from the group's sums.  One that is a number
 needs no label to group by, and one that is text no sums.  The lean query leaves these out, and checks within itself
-that it may: where the first rows misled, the same statement sums everything after all.
+that it may: where the data have changed, the same statement sums everything after all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sqlglot import exp
 
-from mlsql.design import cells
 from mlsql.design.cells import CellLayout
-from mlsql.design.schema import NUMERIC
 from mlsql.moments.select import CONSTANT
 from mlsql.sql.cell_rows import CELLS, LOCATED
 from mlsql.sql.cell_types import any_of, named, typed_as
@@ -37,14 +35,14 @@ VARYING, FIXED, TEXT, UPPER = "varying", "fixed", "text", "upper"
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What the first rows show of each predictor.
+class Known:
+    """What is believed of each predictor.
 
     Attributes
     ----------
     facts : tuple of {"varying", "fixed", "text", "upper"}
         In the order of `CellLayout.predictors`: a number that varies within groups or whose mean by group is wanted; a
-        number that was not seen to vary; no number; a column of the level-2 table.
+        number that does not; no number; a column of the level-2 table.
     """
 
     facts: tuple[str, ...]
@@ -55,67 +53,39 @@ class Look:
         return " ".join(self.facts)
 
 
-def look_of(
-    layout: CellLayout, types: Sequence[str], upper: Sequence[bool], varying: Sequence[bool], *, told: bool = True
-) -> Look:
-    """Sum up the first rows.
-
-    Parameters
-    ----------
-    layout : CellLayout
-    types : sequence of str
-        Of each predictor in the rows.
-    upper, varying : sequence of bool
-        For each predictor: whether the level-2 table has it, and whether it was seen to vary.
-    told : bool
-        False when the rows were of too many groups to show what does not vary.
-    """
-    averaged = {a.sql for a in layout.spec.atoms if a.kind == "group_mean" or a.centering == "group"}
-
-    def fact(sql: str, dtype: str, above: bool, varies: bool) -> str:
-        if above and sql not in averaged:
-            return UPPER
-        if dtype.split("(", maxsplit=1)[0].upper() not in NUMERIC:
-            return TEXT
-        return VARYING if varies or not told or sql in averaged else FIXED
-
-    sqls = [p.sql for p in layout.predictors]
-    return Look(tuple(map(fact, sqls, types, upper, varying)))
-
-
-def lean_layout(layout: CellLayout, look: Look) -> CellLayout:
-    """The layout with the products that are needed if the look is right."""
-    facts = dict(zip([p.sql for p in layout.predictors], look.facts, strict=True))
+def lean_layout(layout: CellLayout, known: Known) -> CellLayout:
+    """The layout with the products that are needed if the belief is right."""
+    facts = dict(zip([p.sql for p in layout.predictors], known.facts, strict=True))
     sums = {(sql,) * power for sql, fact in facts.items() if fact == FIXED for power in (1, 2)}
     kept = [p for p in layout.products if p in sums or all(facts.get(sql, VARYING) == VARYING for sql in p)]
     return replace(layout, products=tuple(kept))
 
 
-def lean_step(layout: CellLayout, look: Look, rows: Expr, level2: Expr | None, told: Sequence[str | None]) -> Step:
+def lean_step(layout: CellLayout, known: Known, rows: Expr, level2: Expr | None, told: Sequence[str | None]) -> Step:
     """The query: the cells query of the lean layout, and cells with all sums where that does not do.
 
     Parameters
     ----------
     layout : CellLayout
         With all products.
-    look : Look
+    known : Known
     rows, level2 : sqlglot expression
     told : sequence of str or None
         Repeated in the answer.
     """
-    lean = lean_layout(layout, look)
+    lean = lean_layout(layout, known)
     tree, whole = cells_step(lean, rows, level2, told).tree, cells_step(layout, rows, level2).tree
     assert isinstance(tree, exp.Union)
     assert isinstance(whole, exp.Union)
-    _unlabel(common_table(tree, CELLS), [i for i in range(len(look.facts)) if not _labelled(layout, look, i)])
-    every = common_table(whole, CELLS).join(name(WRONG), join_type="cross", copy=False)
-    tree.with_(name(WRONG), as_=_wrong(lean, look), materialized=True, copy=False)
+    _unlabel(_common_table(tree, CELLS), [i for i in range(len(known.facts)) if not _labelled(layout, known, i)])
+    every = _common_table(whole, CELLS).join(name(WRONG), join_type="cross", copy=False)
+    tree.with_(name(WRONG), as_=_wrong(lean, known), materialized=True, copy=False)
     tree.with_(name(WHOLE), as_=every, materialized=True, copy=False)
     tree.set("expression", exp.Union(this=tree.expression, expression=_whole_rows(whole.expression), distinct=False))
     return Step("cells", "columns, types, pivots, missing values; then the sums by cell that are needed", tree)
 
 
-def common_table(tree: Expr, label: str) -> exp.Select:
+def _common_table(tree: Expr, label: str) -> exp.Select:
     """A common table's query."""
     assert isinstance(tree, exp.Query)
     found = next(cte.this for cte in tree.ctes if cte.alias == label)
@@ -123,9 +93,9 @@ def common_table(tree: Expr, label: str) -> exp.Select:
     return found
 
 
-def _labelled(layout: CellLayout, look: Look, i: int) -> bool:
+def _labelled(layout: CellLayout, known: Known, i: int) -> bool:
     """Whether a predictor may have a label in the rows."""
-    return layout.predictors[i].category or look.facts[i] == TEXT
+    return layout.predictors[i].category or known.facts[i] == TEXT
 
 
 def _unlabel(query: exp.Select, positions: Sequence[int]) -> None:
@@ -148,9 +118,9 @@ def _whole_rows(query: exp.Select) -> exp.Select:
     return query
 
 
-def _wrong(lean: CellLayout, look: Look) -> exp.Select:
-    """One row if the look was wrong, else none."""
-    facts = list(zip(lean.predictors, look.facts, strict=True))
+def _wrong(lean: CellLayout, known: Known) -> exp.Select:
+    """One row if the belief was wrong, else none."""
+    facts = list(zip(lean.predictors, known.facts, strict=True))
     # what is no number has no sum, and what is one has no label unless it is marked as a category
     summed = call("LIST_COUNT", column("sums"))
     other: list[Expr] = [exp.LT(this=summed, expression=call("LEN", column("sums")))]
@@ -162,7 +132,7 @@ def _wrong(lean: CellLayout, look: Look) -> exp.Select:
     found: list[Expr] = [exp.select(exp.CountIf(this=any_of(other))).from_(name(CELLS), copy=False).subquery()]
     fixed = [p.sql for p, fact in facts if fact == FIXED and p.number]
     if fixed:
-        found.append(_varying_groups(lean, look, fixed).subquery())
+        found.append(_varying_groups(lean, known, fixed).subquery())
     wrong: list[Expr] = [exp.GT(this=count, expression=number(0)) for count in found]
     upper = [exp.not_(column(f"u{i}"), copy=False) for i, (_, fact) in enumerate(facts) if fact == UPPER]
     if upper:
@@ -170,7 +140,7 @@ def _wrong(lean: CellLayout, look: Look) -> exp.Select:
     return exp.select(named(exp.true(), "found")).where(any_of(wrong), copy=False)
 
 
-def _varying_groups(lean: CellLayout, look: Look, fixed: Sequence[str]) -> exp.Select:
+def _varying_groups(lean: CellLayout, known: Known, fixed: Sequence[str]) -> exp.Select:
     """How many groups have two values of a predictor that was taken to have one."""
     start = 2 if lean.weight is None else 5
     size = number(1 if lean.weight is None else 2)
@@ -180,7 +150,7 @@ def _varying_groups(lean: CellLayout, look: Look, fixed: Sequence[str]) -> exp.S
         values = [call("LIST_EXTRACT", column("sums"), place) for place in pair]
         items += [named(value, f"{label}{i}") for value, label in zip(values, ("s", "q"), strict=True)]
     source = exp.select(*[column(f"k{i}") for i in range(len(lean.keys))], *items).from_(name(CELLS), copy=False)
-    if any(_labelled(lean, look, i) for i in range(len(look.facts))):
+    if any(_labelled(lean, known, i) for i in range(len(known.facts))):
         # several cells are a group
         sums = [named(total(column(item.alias)), item.alias) for item in items]
         keys = [column(f"k{i}") for i in range(len(lean.keys))]
@@ -192,21 +162,3 @@ def _varying_groups(lean: CellLayout, look: Look, fixed: Sequence[str]) -> exp.S
         least = exp.Mul(this=number(STRICTER), expression=q.copy())
         differs.append(exp.GT(this=exp.paren(exp.Sub(this=q, expression=square)), expression=least))
     return exp.select(exp.CountIf(this=any_of(differs))).from_(source.subquery("mlsql_group_sums"), copy=False)
-
-
-def no_rows(tree: Expr) -> Expr:
-    """The rows' table without its rows, with columns that it lacks: for types."""
-    types = next(s for s in _selects(tree) if s.expressions[0].this.name == cells.TYPES)
-    found = types.find(exp.From)
-    assert found is not None
-    relation: Expr = found.this.copy()
-    return relation
-
-
-def _selects(tree: Expr) -> Iterator[exp.Select]:
-    """The branches of a union."""
-    if isinstance(tree, exp.Union):
-        yield from _selects(tree.this)
-        yield from _selects(tree.expression)
-    elif isinstance(tree, exp.Select):
-        yield tree
