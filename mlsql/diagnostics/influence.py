@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import solve_triangular
 
 from mlsql._arrays import Array
 from mlsql.likelihood import batched
@@ -99,7 +98,7 @@ class _Pieces:
         self.s2, self.reml = estimates.sigma2, estimates.design.spec.method == "REML"
         p = self.stats.p
         W = np.zeros((p + 1, p + 1))
-        W[:p, :p] = solve_triangular(self.evaluation.root, np.eye(p), lower=True)
+        W[:p, :p] = self.evaluation.whitener
         W[p, p] = 1.0
         self.whitener = W
         self.back = self.stats.beta_transform @ W[:p, :p].T
@@ -119,10 +118,7 @@ class _Pieces:
         return batched.product(self.evaluation.K[:, :, part], self._B(part))
 
     def _P(self, part: slice) -> Array:
-        P = -batched.product(self.stats.ZtZ[:, :, part], self.evaluation.K[:, :, part])
-        for a in range(self.stats.q):
-            P[a, a] += 1.0
-        return P
+        return batched.left_over(self.stats.ZtZ[:, :, part], self.evaluation.K[:, :, part])
 
     def _G(self, part: slice) -> Array:
         return batched.product(self._P(part), self.stats.ZtZ[:, :, part])

@@ -20,7 +20,7 @@ from scipy.linalg import solve_triangular
 
 from mlsql._arrays import Array, IntArray
 from mlsql.errors import FitError
-from mlsql.inference.level_satterthwaite import whitened_scores, whitener_of
+from mlsql.inference.level_satterthwaite import whitened_scores
 from mlsql.likelihood.absorb import Absorbed, absorb_columns
 from mlsql.likelihood.average_information import working_columns
 from mlsql.likelihood.covariance import Covariance
@@ -59,7 +59,7 @@ def level_curvature(stats: LevelStatistics, L: Array, evaluation: Evaluation, co
             f"here (groups: {joined}), at most {DENSE:,} are formed; use df='satterthwaite'"
         )
     s2, directions = evaluation.sigma2, covariance.directions()
-    whitener = whitener_of(evaluation)
+    whitener = evaluation.whitener
     R = tuple(np.empty((len(c), stats.p, i.n_groups)) for c, i in zip(stats.columns, stats.incidences, strict=True))
     for t, groups, values in whitened_scores(stats, evaluation, whitener):
         R[t][:, :, groups] = values

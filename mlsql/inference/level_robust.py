@@ -28,10 +28,10 @@ from scipy.special import ellipj, ellipkm1
 from mlsql._arrays import Array, BoolArray
 from mlsql._typing import Vcov
 from mlsql.errors import FitError
-from mlsql.inference.level_satterthwaite import whitened_scores, whitener_of
+from mlsql.inference.level_satterthwaite import whitened_scores
 from mlsql.inference.robust import EMPTY, Robust
 from mlsql.likelihood import batched
-from mlsql.likelihood.absorb import Absorbed, absorb_columns, inner, take_by_parent
+from mlsql.likelihood.absorb import Absorbed, absorb_columns, take_by_parent
 from mlsql.likelihood.average_information import working_columns
 from mlsql.likelihood.deviance import Evaluation
 from mlsql.moments.levels import LevelStatistics
@@ -97,7 +97,7 @@ def level_robust(
         When factors are crossed.
     """
     top = clusters_of(stats)
-    J, p, whitener = stats.incidences[top].n_groups, stats.p, whitener_of(evaluation)
+    J, p, whitener = stats.incidences[top].n_groups, stats.p, evaluation.whitener
     by_cluster = stats.incidences[top].total(products)
     S = np.asarray(_absorbed(stats, L, by_cluster, 0.0), dtype=np.float64)
     if kind == "CR2":
@@ -130,14 +130,14 @@ def _absorbed(stats: LevelStatistics, L: Array, by_cluster: Array, t: float) -> 
             M: Any = batched.congruence(own_L, own[i][:, :, part]) + z * identity
             C = batched.cholesky(M)
             W = _halved(C, own_L, sums[i][:, :, part])
-            take_by_parent(S, inner(W, W), cluster[part])
+            take_by_parent(S, batched.inner(W, W), cluster[part])
             U = {j: _halved(C, own_L, cross[i, j][:, :, part]) for j in above}
             for j in above:
                 parent = structure.links[i, j].parent[part]
-                take_by_parent(own[j], inner(U[j], U[j]), parent)
-                take_by_parent(sums[j], inner(U[j], W), parent)
+                take_by_parent(own[j], batched.inner(U[j], U[j]), parent)
+                take_by_parent(sums[j], batched.inner(U[j], W), parent)
                 for k in range(j + 1, count):
-                    take_by_parent(cross[j, k], inner(U[j], U[k]), parent)
+                    take_by_parent(cross[j, k], batched.inner(U[j], U[k]), parent)
     return S / z
 
 
@@ -159,7 +159,7 @@ def _cr2(stats: LevelStatistics, L: Array, evaluation: Evaluation, by_cluster: A
     3. What belongs to effects that one cluster determines alone is taken out, as the generalised inverse does.
     4. u'Vu and u'X for u = A V^-1 X, in the columns of X.
     """
-    p, whitener, root = stats.p, whitener_of(evaluation), evaluation.root
+    p, whitener, root = stats.p, evaluation.whitener, evaluation.root
     # 1
     turn = np.zeros((p + 1, p + 1))
     turn[:p, :p], turn[:p, p], turn[p, p] = whitener.T, -evaluation.beta, 1.0
@@ -229,7 +229,7 @@ def _largest(stats: LevelStatistics, L: Array) -> float:
 
 def _powers(stats: LevelStatistics, L: Array, evaluation: Evaluation) -> tuple[Array, Array]:
     """X~'V^-2 X~ and X~'V^-3 X~ over all rows; V^-1 X~ is X~ - sum of Z_t Lambda_t Z_t'V^-1 X~."""
-    absorbed, p, whitener, Lambda = evaluation.state, stats.p, whitener_of(evaluation), L @ L.T
+    absorbed, p, whitener, Lambda = evaluation.state, stats.p, evaluation.whitener, L @ L.T
     assert isinstance(absorbed, Absorbed)
     squared = np.eye(p)
     weights = [np.empty((len(c), p, i.n_groups)) for c, i in zip(stats.columns, stats.incidences, strict=True)]

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from scipy.linalg import solve_triangular
 
 from mlsql._arrays import Array
 from mlsql.likelihood.absorb import Absorbed
@@ -21,18 +20,13 @@ from mlsql.moments.levels import LevelStatistics
 
 def level_first_order(stats: LevelStatistics, evaluation: Evaluation, covariance: Covariance) -> tuple[Array, Array]:
     """Whitener (p, p) and, for each free entry of T, s2^2 X'V^-1 G_i V^-1 X in whitened columns: (k, p, p)."""
-    whitener = whitener_of(evaluation)
+    whitener = evaluation.whitener
     E = np.zeros((stats.q, stats.q, stats.p, stats.p))
     for t, _, R in whitened_scores(stats, evaluation, whitener):
         for a, left in zip(stats.columns[t], R, strict=True):
             for b, right in zip(stats.columns[t], R, strict=True):
                 E[a, b] += left @ right.T
     return whitener, np.einsum("iab,abxy->ixy", covariance.directions(), E, optimize=True)
-
-
-def whitener_of(evaluation: Evaluation) -> Array:
-    """(p, p) whitener' whitener = (s2 X'V^-1X)^-1."""
-    return np.asarray(solve_triangular(evaluation.root, np.eye(len(evaluation.root)), lower=True))
 
 
 def whitened_scores(

@@ -141,7 +141,7 @@ def robust(
         Prepare degrees of freedom too.
     """
     p, J = stats.p, stats.n_groups
-    whitener = solve_triangular(evaluation.root, np.eye(p), lower=True)
+    whitener = evaluation.whitener
     if kind == "CR2":
         return _cr2(stats, L, evaluation.beta, products, whitener)
     inflation = J / (J - 1.0) if kind == "CR1" else 1.0

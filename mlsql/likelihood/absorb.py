@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from mlsql._arrays import Array, IntArray
 from mlsql.likelihood import batched
@@ -24,7 +23,7 @@ from mlsql.likelihood.dense_rest import factorise_dense
 from mlsql.likelihood.rest import Rest, pattern_gram
 from mlsql.likelihood.sparse_rest import SparsePattern, factorise_sparse
 from mlsql.moments.levels import LevelStatistics
-from mlsql.moments.structure import Link, Pattern, Structure
+from mlsql.moments.structure import Pattern, Structure
 
 CHUNK_BYTES = 500_000
 """Groups of a chain are taken in pieces that fit a core's cache."""
@@ -130,10 +129,10 @@ def absorb(statistics: LevelStatistics, factors: list[Array], pattern: SparsePat
             U = {j: batched.product(N[:, :, part], cross[i, j][:, :, part]) for j in above}
             for j in above:
                 parent = structure.links[i, j].parent[part]
-                take_by_parent(own[j], inner(U[j], U[j]), parent)
-                take_by_parent(chain[j], inner(U[j], W), parent)
+                take_by_parent(own[j], batched.inner(U[j], U[j]), parent)
+                take_by_parent(chain[j], batched.inner(U[j], W), parent)
                 for k in range(j + 1, count):
-                    take_by_parent(cross[j, k], inner(U[j], U[k]), parent)
+                    take_by_parent(cross[j, k], batched.inner(U[j], U[k]), parent)
             if structure.rest and L.any():
                 V = spread(N, against[i], structure.patterns[i])
                 matrix = _take_from_rest(structure, i, V, W, U, against, rest, matrix)
@@ -169,7 +168,7 @@ def _take_from_rest(
             values = np.einsum("ie,ie->e", u[:, b, pattern.row], V)
             against[j][b] -= np.bincount(pattern.up[j - i - 1], weights=values, minlength=against[j].shape[1])
     for v, w in zip(V, W, strict=True):
-        rows = sparse_rows(v, pattern, structure.width)
+        rows = pattern.rows(v)
         rest -= rows.T @ w.T
         matrix = matrix - pattern_gram(rows, sparse=structure.sparse)
     return matrix
@@ -195,12 +194,12 @@ def absorb_columns(statistics: LevelStatistics, absorbed: Absorbed, ZtD: tuple[A
             for w in W:
                 S -= w @ w.T
             for j, c in enumerate(level.cross, start=i + 1):
-                taken = inner(batched.product(level.N[:, :, part], c[:, :, part]), W)
+                taken = batched.inner(batched.product(level.N[:, :, part], c[:, :, part]), W)
                 take_by_parent(chain[j], taken, structure.links[i, j].parent[part])
             if structure.rest:
                 pattern = structure.patterns[i]
                 for v, w in zip(spread(level.N, level.rest, pattern), W, strict=True):
-                    rest -= sparse_rows(v, pattern, structure.width).T @ w.T
+                    rest -= pattern.rows(v).T @ w.T
     if absorbed.rest is not None:
         S -= absorbed.rest.inner(rest, rest)
     return Columns(tuple(chain), rest, S)
@@ -239,22 +238,4 @@ def spread(left: Array, data: Array, pattern: Pattern) -> Array:
     result = left[:, 0, pattern.row] * data[0]
     for k in range(1, len(data)):
         result += left[:, k, pattern.row] * data[k]
-    return np.asarray(result)
-
-
-def sparse_rows(values: Array, pattern: Pattern, width: int) -> csr_array:
-    """(J, K) rows of a pattern."""
-    return csr_array((values, pattern.indices, pattern.indptr), shape=(len(pattern.indptr) - 1, width))
-
-
-def from_parent(values: Array, link: Link) -> Array:
-    """Values of the parents (..., J_parent) at their children (..., J)."""
-    return np.asarray(values[..., link.parent])
-
-
-def inner(U: Array, W: Array) -> Array:
-    """U_j'W_j for U (r, q, J) and W (r, m, J): (q, m, J)."""
-    result = U[0][:, None] * W[0]
-    for k in range(1, len(U)):
-        result += U[k][:, None] * W[k]
     return np.asarray(result)

@@ -6,15 +6,15 @@ way up, so that nothing of the size of the finest factor times all columns is he
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from mlsql._arrays import Array
 from mlsql.likelihood import batched
 from mlsql.likelihood.absorb import (
     Absorbed,
-    inner,
     pieces,
-    sparse_rows,
     spread,
     stacked,
     take_by_parent,
@@ -22,11 +22,13 @@ from mlsql.likelihood.absorb import (
 )
 from mlsql.moments.levels import LevelStatistics
 
+Entries = Sequence[tuple[int, int]]
+
 
 def average_information(
-    stats: LevelStatistics, absorbed: Absorbed, scores: list[Array], whitener: Array
-) -> tuple[list[tuple[int, int]], Array]:
-    """Free entries (a, b) of Lambda, and s2 f'Pf of their working columns.
+    stats: LevelStatistics, absorbed: Absorbed, scores: list[Array], whitener: Array, entries: Entries
+) -> Array:
+    """s2 f'Pf (k, k) of the working columns of k entries of Lambda.
 
     Parameters
     ----------
@@ -36,10 +38,10 @@ def average_information(
         Z_t'V^-1(y - X beta) of each factor, in the model's order.
     whitener : (p, p)
         whitener' whitener = (s2 X'V^-1X)^-1.
+    entries : sequence of (int, int)
+        Row and column of each entry.
     """
-    structure, p = stats.structure, stats.p
-    entries = free_entries(stats.blocks)
-    k = len(entries)
+    structure, p, k = stats.structure, stats.p, len(entries)
     rest_weights = stacked(structure, [_weights(stats, t, scores[t], entries) for t in structure.rest], k)
     rest_raw = np.asarray(structure.matrix @ rest_weights) if structure.rest else rest_weights.copy()
     rest_taken = np.zeros_like(rest_raw)
@@ -60,7 +62,7 @@ def average_information(
                 F += batched.product(C, there)
                 pending = raw[j]
                 assert pending is not None
-                take_by_parent(pending, -inner(C, w), parent)
+                take_by_parent(pending, -batched.inner(C, w), parent)
             if structure.rest:
                 for a, matrix in enumerate(rows[i]):
                     F[a] += (matrix @ rest_weights).T
@@ -83,11 +85,11 @@ def average_information(
                 U = batched.product(N, level.cross[j - i - 1][:, :, part])
                 pending = taken[j]
                 assert pending is not None
-                take_by_parent(pending, inner(U, W), structure.links[i, j].parent[part])
+                take_by_parent(pending, batched.inner(U, W), structure.links[i, j].parent[part])
             if structure.rest:
                 pattern = structure.patterns[i]
                 for v, one in zip(spread(level.N, level.rest, pattern), W, strict=True):
-                    rest_taken += sparse_rows(v, pattern, structure.width).T @ one.T
+                    rest_taken += pattern.rows(v).T @ one.T
     if absorbed.rest is not None:
         FtF += rest_weights.T @ rest_raw
         X = stacked(structure, [stats.ZtXy[t][:, :p] for t in structure.rest], p)
@@ -98,19 +100,10 @@ def average_information(
         lost += both[p:]
     explained = whitener @ (XtF - mixed)
     # F'w is a sum over ordered pairs of factors, symmetric up to rounding
-    return entries, (FtF + FtF.T) / 2.0 - lost - explained.T @ explained
+    return (FtF + FtF.T) / 2.0 - lost - explained.T @ explained
 
 
-def free_entries(blocks: tuple[int, ...]) -> list[tuple[int, int]]:
-    """(row, column) of each free entry of Lambda, row >= column, block after block."""
-    entries, start = [], 0
-    for size in blocks:
-        entries += [(a, b) for a in range(start, start + size) for b in range(start, a + 1)]
-        start += size
-    return entries
-
-
-def _weights(stats: LevelStatistics, t: int, score: Array, entries: list[tuple[int, int]]) -> Array:
+def _weights(stats: LevelStatistics, t: int, score: Array, entries: Entries) -> Array:
     """(q, k, n) dLambda_i times the scores of a factor's groups; zero for entries of other factors."""
     local = {int(c): a for a, c in enumerate(stats.columns[t])}
     w = np.zeros((len(local), len(entries), score.shape[1]))

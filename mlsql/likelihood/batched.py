@@ -74,6 +74,22 @@ def product(A: Array, B: Array) -> Array:
     return np.asarray(result)
 
 
+def left_over(A: Array, K: Array) -> Array:
+    """P_j = I - A_j K_j for (q, q, J)."""
+    P = -product(A, K)
+    for a in range(len(P)):
+        P[a, a] += 1.0
+    return P
+
+
+def inner(U: Array, W: Array) -> Array:
+    """U_j'W_j for U (r, q, J) and W (r, m, J): (q, m, J)."""
+    result = U[0][:, None] * W[0]
+    for k in range(1, len(U)):
+        result += U[k][:, None] * W[k]
+    return np.asarray(result)
+
+
 def packed(M: Array) -> Array:
     """Lower triangle of symmetric (q, q, J) as (q(q+1)/2, J)."""
     rows, columns = np.tril_indices(M.shape[0])

@@ -39,6 +39,14 @@ class Covariance:
         return tuple((a, b) for s in self.slices for a in range(s.start, s.stop) for b in range(s.start, a + 1))
 
     @property
+    def mask(self) -> Array:
+        """(q, q) 1 within blocks, 0 between them."""
+        mask = np.zeros((self.q, self.q))
+        for s in self.slices:
+            mask[s, s] = 1.0
+        return mask
+
+    @property
     def n_parameters(self) -> int:
         """Free entries."""
         return len(self.entries)

@@ -17,7 +17,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import solve_triangular
 
 from mlsql._arrays import Array
 from mlsql.likelihood import batched
@@ -50,7 +49,7 @@ class Curvature:
 
 def first_order(stats: Statistics, evaluation: Evaluation, covariance: Covariance) -> tuple[Array, Array]:
     """Whitener (p, p) and, for each free entry of T, s2^2 X'V^-1 G_i V^-1 X in whitened columns: (k, p, p)."""
-    whitener = solve_triangular(evaluation.root, np.eye(stats.p), lower=True)
+    whitener = evaluation.whitener
     E = np.zeros((stats.q, stats.q, stats.p, stats.p))
     for part in chunks(stats):
         R = _whitened(stats, evaluation, whitener, part)[1]
@@ -66,7 +65,7 @@ def first_order(stats: Statistics, evaluation: Evaluation, covariance: Covarianc
 def curvature(stats: Statistics, evaluation: Evaluation, covariance: Covariance) -> Curvature:
     """P, Q and the traces, in one pass over the groups."""
     q, p, s2 = stats.q, stats.p, evaluation.sigma2
-    whitener = solve_triangular(evaluation.root, np.eye(p), lower=True)
+    whitener = evaluation.whitener
     D = covariance.directions()
     k = len(D)
     RR, RPR = np.zeros((q, q, p, p)), np.zeros((q, q, p, p))
@@ -117,7 +116,5 @@ def curvature(stats: Statistics, evaluation: Evaluation, covariance: Covariance)
 
 def _whitened(stats: Statistics, evaluation: Evaluation, whitener: Array, part: slice) -> tuple[Array, Array]:
     """P = I - AK and R = PB whitened, of a chunk of groups."""
-    P = -batched.product(stats.ZtZ[:, :, part], evaluation.K[:, :, part])
-    for a in range(stats.q):
-        P[a, a] += 1.0
+    P = batched.left_over(stats.ZtZ[:, :, part], evaluation.K[:, :, part])
     return P, batched.product(P, np.matmul(whitener, stats.ZtXy[:, : stats.p, part]))

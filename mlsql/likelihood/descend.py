@@ -19,7 +19,7 @@ from scipy.sparse import csr_array
 
 from mlsql._arrays import Array, IntArray
 from mlsql.likelihood import batched
-from mlsql.likelihood.absorb import Absorbed, Columns, pieces, sparse_rows, spread, unstacked
+from mlsql.likelihood.absorb import Absorbed, Columns, pieces, unstacked
 from mlsql.likelihood.rest import pattern_gram
 from mlsql.moments.levels import LevelStatistics
 
@@ -72,16 +72,14 @@ def descend(statistics: LevelStatistics, absorbed: Absorbed, columns: Columns) -
         wider = np.empty((q + len(Phi), q + len(Phi), J)) if not lowest else None
         for part in pieces(structure, i, m):
             K, A = level.K[:, :, part], level.A[:, :, part]
-            P = -batched.product(A, K)
-            for a in range(q):
-                P[a, a] += 1.0
+            P = batched.left_over(A, K)
             left = columns.chain[i][:, :, part]
             for j in above:
                 parents = structure.links[i, j].parent[part]
                 left = left - batched.product(level.cross[j - i - 1][:, :, part], effects[j][:, :, parents])
             if solved is not None:
                 pattern = structure.patterns[i]
-                rows = [sparse_rows(v, pattern, structure.width)[part] for v in level.rest]
+                rows = [pattern.rows(v)[part] for v in level.rest]
                 left = left - np.array([(r @ solved).T for r in rows])
             D = batched.product(P, left)
             G = batched.product(P, A)
@@ -115,18 +113,16 @@ def descend_columns(statistics: LevelStatistics, absorbed: Absorbed, columns: Co
     return tuple(found)
 
 
-def information_blocks(statistics: LevelStatistics, absorbed: Absorbed) -> tuple[Array, ...]:
-    """Z_t'V^-1 Z_t (q, q, J) by group of every factor, in the model's order."""
-    structure = statistics.structure
-    found = [
-        np.empty((len(c), len(c), i.n_groups)) for c, i in zip(statistics.columns, statistics.incidences, strict=True)
-    ]
+def information_blocks(statistics: LevelStatistics, absorbed: Absorbed) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """Z_t'V^-1[X y] (q, p + 1, J) and Z_t'V^-1 Z_t (q, q, J) by group of every factor, in the model's order."""
+    sizes = [(len(c), i.n_groups) for c, i in zip(statistics.columns, statistics.incidences, strict=True)]
+    D, G = [np.empty((q, statistics.p + 1, J)) for q, J in sizes], [np.empty((q, q, J)) for q, J in sizes]
     for piece in descend(statistics, absorbed, absorbed.columns):
-        found[piece.factor][:, :, piece.part] = piece.G
+        D[piece.factor][:, :, piece.part], G[piece.factor][:, :, piece.part] = piece.D, piece.G
     if absorbed.rest is not None:
-        for t, rows in zip(structure.chain, rest_rows(statistics, absorbed), strict=True):
-            found[t] -= absorbed.rest.quadratic(rows)
-    return tuple(found)
+        for t, rows in zip(statistics.structure.chain, rest_rows(statistics, absorbed), strict=True):
+            G[t] -= absorbed.rest.quadratic(rows)
+    return tuple(D), tuple(G)
 
 
 def rest_traces(statistics: LevelStatistics, absorbed: Absorbed) -> list[Array]:
@@ -151,30 +147,17 @@ def rest_rows(statistics: LevelStatistics, absorbed: Absorbed) -> list[list[csr_
     effects: dict[int, list[csr_array]] = {}
     for i in range(count - 1, -1, -1):
         level, pattern = absorbed.levels[i], structure.patterns[i]
-        if i == count - 1:
-            P = _left_over(level.A, level.K)
-            found[i] = [sparse_rows(v, pattern, structure.width) for v in spread(P, level.rest, pattern)]
-            left = [sparse_rows(v, pattern, structure.width) for v in level.rest]
-        else:
-            left = [sparse_rows(v, pattern, structure.width) for v in level.rest]
-            for j in range(i + 1, count):
-                parent = structure.links[i, j].parent
-                for b, effect in enumerate(effects[j]):
-                    at = effect[parent]
-                    for a, values in enumerate(level.cross[j - i - 1][:, b]):
-                        left[a] = left[a] - _scaled(at, values)
-            found[i] = _combined(_left_over(level.A, level.K), left)
+        left = [pattern.rows(v) for v in level.rest]
+        for j in range(i + 1, count):
+            parent = structure.links[i, j].parent
+            for b, effect in enumerate(effects[j]):
+                at = effect[parent]
+                for a, values in enumerate(level.cross[j - i - 1][:, b]):
+                    left[a] = left[a] - _scaled(at, values)
+        found[i] = _combined(batched.left_over(level.A, level.K), left)
         if i:
             effects[i] = _combined(level.K, left)
     return found
-
-
-def _left_over(A: Array, K: Array) -> Array:
-    """P = I - AK."""
-    P = -batched.product(A, K)
-    for a in range(len(P)):
-        P[a, a] += 1.0
-    return P
 
 
 def _combined(M: Array, rows: list[csr_array]) -> list[csr_array]:

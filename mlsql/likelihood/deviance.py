@@ -54,8 +54,13 @@ class Evaluation:
     @property
     def beta_covariance(self) -> Array:
         """(p, p) covariance matrix of the internal coefficients."""
-        inverse = solve_triangular(self.root, np.eye(len(self.beta)), lower=True)
-        return self.sigma2 * inverse.T @ inverse
+        W = self.whitener
+        return self.sigma2 * W.T @ W
+
+    @property
+    def whitener(self) -> Array:
+        """(p, p) W = root^-1: the coefficients W'^-1 beta have covariance matrix sigma2 I."""
+        return _inverse_of(self.root)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +109,16 @@ class Deviance:
 
     @abstractmethod
     def overlaps(self) -> tuple[Array, Array]:
-        """tr(Z_a Z_b' Z_c Z_d') (q, q, q, q), as indexed by [a, c, b, d]..., and sums of Z'Z by group (q, q)."""
+        """Sums for Lambda's start: products of Z'Z by pairs of groups, and Z'Z by group.
+
+        Returns
+        -------
+        products : (q, q, q, q)
+            [b, c, d, a]: sum over pairs of groups of (z_b'z_c)(z_a'z_d), columns b and a of the one group, c and d of
+            the other.
+        sums : (q, q)
+            Sum over groups of z_a'z_b for columns of one factor.
+        """
 
     @abstractmethod
     def slopes(self, L: Array, state: Any, beta: Array, whitener: Array) -> Slopes:
@@ -149,8 +163,13 @@ class Deviance:
             deviance += log_xx + stats.log_det_x
         found = None
         if slopes:
-            found = self.slopes(L, state, beta, solve_triangular(root, np.eye(p), lower=True))
+            found = self.slopes(L, state, beta, _inverse_of(root))
         return Evaluation(float(deviance), used, beta, root, r2, state, found)
+
+
+def _inverse_of(root: Array) -> Array:
+    """root^-1 (p, p)."""
+    return np.asarray(solve_triangular(root, np.eye(len(root)), lower=True))
 
 
 def symmetrised(H: Array) -> Array:

@@ -59,10 +59,8 @@ class GroupDeviance(Deviance):
         GG, Gr, GH = np.zeros((k, k)), np.zeros((k, k)), np.zeros((k, k))
         E, v = np.zeros((q, q, p, p)), np.zeros((q, q, p))
         for part in chunks(stats):
-            A, B, Kj = stats.ZtZ[:, :, part], stats.ZtXy[:, :, part], K[:, :, part]
-            P = -batched.product(A, Kj)
-            for a in range(q):
-                P[a, a] += 1.0
+            A, B = stats.ZtZ[:, :, part], stats.ZtXy[:, :, part]
+            P = batched.left_over(A, K[:, :, part])
             G = batched.packed(batched.product(P, A))
             r = batched.product(P, np.tensordot(contrast, B, axes=(0, 1)))
             R = batched.product(P, np.matmul(whitener, B[:, :p]))

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.linalg import block_diag
 
 from mlsql._arrays import Array
 from mlsql.likelihood.absorb import Absorbed, absorb
 from mlsql.likelihood.average_information import average_information
+from mlsql.likelihood.covariance import Covariance
 from mlsql.likelihood.descend import descend, rest_traces
 from mlsql.likelihood.deviance import Deviance, Evaluation, Slopes
 from mlsql.likelihood.sparse_rest import SparsePattern
@@ -89,12 +89,13 @@ class LevelDeviance(Deviance):
             for t, taken in zip(stats.structure.chain, rest_traces(stats, absorbed), strict=True):
                 logs[np.ix_(stats.columns[t], stats.columns[t])] -= taken
         # 3
-        entries, Q = average_information(stats, absorbed, scores, whitener)
+        entries = Covariance(stats.blocks).entries
+        Q = average_information(stats, absorbed, scores, whitener, entries)
         residual2 = np.zeros((q, q, q, q))
         for i, (a, b) in enumerate(entries):
             for j, (c, d) in enumerate(entries):
                 value = Q[i, j] / ((1 + (a != b)) * (1 + (c != d)))
                 residual2[a, b, c, d] = residual2[b, a, c, d] = residual2[a, b, d, c] = residual2[b, a, d, c] = value
         # 2
-        mask = block_diag(*[np.ones((size, size)) for size in stats.blocks])
+        mask = Covariance(stats.blocks).mask
         return Slopes(logs * mask, residual * mask, np.zeros((q, q, q, q)), residual2, exact=False)

@@ -61,8 +61,7 @@ def study(structure: Structure) -> SparsePattern:
     whole = csc_array(structure.matrix)
     whole.data = np.ones(len(whole.data))
     for pattern in structure.patterns:
-        rows = csr_array((np.ones(len(pattern.indices)), pattern.indices, pattern.indptr),
-                         shape=(len(pattern.indptr) - 1, structure.width))  # fmt: skip
+        rows = pattern.rows(np.ones(len(pattern.indices)))
         whole = csc_array(whole + rows.T @ rows)
     whole = csc_array(whole + csc_array((np.ones(structure.width), (np.arange(structure.width),) * 2)))
     whole.sum_duplicates()

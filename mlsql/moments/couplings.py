@@ -69,9 +69,5 @@ def _entries(left: Incidence, right: Incidence) -> tuple[IntArray, IntArray, Int
     at = np.repeat(np.arange(len(left.cell)), count)
     within = np.arange(len(at)) - np.repeat(np.cumsum(count) - count, count)
     other = order[np.repeat(first, count) + within]
-    weight = _weights(left)[at] * _weights(right)[other]
+    weight = left.weights[at] * right.weights[other]
     return left.group[at], right.group[other], left.cell[at], weight
-
-
-def _weights(incidence: Incidence) -> Array:
-    return np.ones(len(incidence.cell)) if incidence.weight is None else incidence.weight

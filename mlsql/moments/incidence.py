@@ -42,6 +42,11 @@ class Incidence:
         return int(self.keys.num_rows)
 
     @property
+    def weights(self) -> Array:
+        """(m,) weights, those of an ordinary factor too."""
+        return np.ones(len(self.cell)) if self.weight is None else self.weight
+
+    @property
     def ordinary(self) -> bool:
         """One group per cell, with weight 1."""
         return self.weight is None

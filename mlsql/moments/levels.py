@@ -17,7 +17,7 @@ from mlsql.moments.moments import Moments
 from mlsql.moments.scales import Scales
 from mlsql.moments.shifts import Shifts
 from mlsql.moments.statistics import block_root
-from mlsql.moments.structure import Structure, build_structure, choose_chain
+from mlsql.moments.structure import Structure, build_structure, choose_chain, nested_pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,9 @@ def assemble_levels(design: Design, moments: Moments) -> LevelStatistics:
     for a, b in combinations_with_replacement(range(len(shared)), 2):
         ZtZ[a, b] = ZtZ[b, a] = cross.by_group(shared[a], shared[b])
     # 2
-    chain, rest = choose_chain(moments.incidences, [len(c) for c in columns])
+    groups, nested = [i.n_groups for i in moments.incidences], nested_pairs(moments.incidences)
+    memberships = {t for t, i in enumerate(moments.incidences) if not i.ordinary}
+    chain, rest = choose_chain(groups, [len(c) for c in columns], nested, memberships)
     incidences = _ordered(moments.incidences, chain)
     # 3
     own = {t: incidences[t].total(_rows(_rows(ZtZ, at[t]).swapaxes(0, 1), at[t])) for t in chain}

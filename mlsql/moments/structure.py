@@ -6,8 +6,8 @@ What is not in the chain is the *rest*: its columns meet in one symmetric matrix
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.sparse import coo_array, csc_array, csr_array
@@ -51,6 +51,8 @@ class Pattern:
     data : (q, nnz)
     up : tuple of (nnz,) of int
         Position of each entry's column in the rows of the parents, for each factor above in the chain.
+    width : int
+        Columns of the rest, K.
     """
 
     indptr: IntArray
@@ -58,6 +60,11 @@ class Pattern:
     row: IntArray
     data: Array
     up: tuple[IntArray, ...]
+    width: int
+
+    def rows(self, values: Array) -> csr_array:
+        """(J, K) rows with these (nnz,) values."""
+        return csr_array((values, self.indices, self.indptr), shape=(len(self.indptr) - 1, self.width))
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -106,11 +113,7 @@ class Structure:
 
     def rows(self) -> list[list[csr_array]]:
         """Z'Z of each factor of the chain against the rest: one (J, K) matrix per column."""
-        shape = [(len(p.indptr) - 1, self.width) for p in self.patterns]
-        return [
-            [csr_array((values, p.indices, p.indptr), shape=s) for values in p.data]
-            for p, s in zip(self.patterns, shape, strict=True)
-        ]
+        return [[pattern.rows(values) for values in pattern.data] for pattern in self.patterns]
 
     def rest_diagonal(self) -> list[Array]:
         """(q, q, J) Z'Z by group of each factor of the rest."""
@@ -125,28 +128,38 @@ class Structure:
         return found
 
 
-def choose_chain(incidences: Sequence[Incidence], widths: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The chain of nested factors that leaves the fewest columns to the rest; and the rest, largest first.
-
-    Parameters
-    ----------
-    incidences : sequence of Incidence
-    widths : sequence of int
-        Random coefficients of each factor.
-    """
-    count = [i.n_groups * w for i, w in zip(incidences, widths, strict=True)]
-    nested = {
+def nested_pairs(incidences: Sequence[Incidence]) -> set[tuple[int, int]]:
+    """(t, s) for each factor t whose every group is within one of factor s."""
+    return {
         (t, s)
         for t, one in enumerate(incidences)
         for s, other in enumerate(incidences)
         if t != s and one.n_groups >= other.n_groups and one.parent_in(other) is not None
     }
+
+
+def choose_chain(
+    groups: Sequence[int], widths: Sequence[int], nested: Set[tuple[int, int]], memberships: Set[int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The chain of nested factors that leaves the fewest columns to the rest; and the rest, largest first.
+
+    Parameters
+    ----------
+    groups, widths : sequence of int
+        Groups of each factor, and its random coefficients.
+    nested : set of (int, int)
+        As `nested_pairs` tells.
+    memberships : set of int
+        Factors that cannot be in a chain.
+    """
+    count = [J * q for J, q in zip(groups, widths, strict=True)]
+    largest = sorted(range(len(count)), key=lambda t: -groups[t])
     best: list[int] = []
-    for start in sorted(range(len(count)), key=lambda t: -incidences[t].n_groups):
-        if not incidences[start].ordinary:
+    for start in largest:
+        if start in memberships:
             continue
         chain = [start]
-        for s in sorted(range(len(count)), key=lambda t: -incidences[t].n_groups):
+        for s in largest:
             if s not in chain and all((t, s) in nested for t in chain):
                 chain.append(s)
         if sum(count[t] for t in chain) > sum(count[t] for t in best):
@@ -223,12 +236,12 @@ def _patterns(
         row, column = row[order], column[order]
         indptr = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=groups[t]))]).astype(np.int64)
         values = np.ascontiguousarray(np.concatenate(data, axis=1)[:, order])
-        found.append(Pattern(indptr, column, row, values, ()))
+        found.append(Pattern(indptr, column, row, values, (), K))
         codes.append(row * K + column)
     for i, pattern in enumerate(found):
         up = [np.searchsorted(codes[j], links[i, j].parent[pattern.row] * K + pattern.indices)
               for j in range(i + 1, len(chain))]  # fmt: skip
-        found[i] = Pattern(pattern.indptr, pattern.indices, pattern.row, pattern.data, tuple(up))
+        found[i] = replace(pattern, up=tuple(up))
     return tuple(found)
 
 

@@ -120,7 +120,7 @@ class Fit(Inferring, Interop, Keeping):
         factor = factors[0] if group is None else self.spec.factor(group)
         if factor is None:
             raise FitError(f"the model has no random effects of {group!r}; its groups are {self.spec.group}")
-        return tables.group_effects_table(self.estimates, factors.index(factor))
+        return tables.group_effects_tables(self.estimates)[factors.index(factor)]
 
     @property
     def levels(self) -> Levels:

@@ -212,7 +212,7 @@ def _group_effects(estimates: Estimates, groups: _Groups) -> pl.DataFrame:
     import polars as pl
 
     if groups.effects is None:
-        frame = tables.group_effects_table(estimates)
+        (frame,) = tables.group_effects_tables(estimates)
     else:
         frame = tables.level_effects_table(groups.effects)
     absent = [pl.lit(None, dtype=pl.Float64).alias(c) for c in tables.EFFECT_COLUMNS if c not in frame.columns]

@@ -82,8 +82,8 @@ def variance_components_table(estimates: Estimates, level: float = 0.95) -> pl.D
     return pl.DataFrame(rows, schema=schema).with_columns(pl.selectors.float().fill_nan(None))
 
 
-def group_effects_table(estimates: Estimates, factor: int = 0) -> pl.DataFrame:
-    """One row per group of a factor (by position) and random coefficient, in key order.
+def group_effects_tables(estimates: Estimates) -> tuple[pl.DataFrame, ...]:
+    """For each grouping factor one row per group and random coefficient, in key order.
 
     Columns: the key column(s), term, estimate (EB residual), std_error (posterior, with the fixed effects'
     uncertainty), conditional_sd (with the fixed effects known), coefficient (fixed part + EB residual),
@@ -94,7 +94,7 @@ def group_effects_table(estimates: Estimates, factor: int = 0) -> pl.DataFrame:
     import polars as pl
 
     if estimates.levels is not None:
-        return level_effects_table(level_effects(estimates)[factor])
+        return tuple(level_effects_table(found) for found in level_effects(estimates))
     found = group_effects(estimates)
     keys = _key_frame(estimates.moments.keys)
     frames = []
@@ -114,9 +114,7 @@ def group_effects_table(estimates: Estimates, factor: int = 0) -> pl.DataFrame:
                 pl.Series("n", estimates.moments.n),
             )
         )
-    J, q = estimates.moments.n_groups, len(frames)
-    order = np.arange(J * q).reshape(q, J).T.ravel()
-    return pl.concat(frames)[order]
+    return (_by_group(frames),)
 
 
 def level_effects_table(found: LevelEffects) -> pl.DataFrame:
@@ -135,8 +133,14 @@ def level_effects_table(found: LevelEffects) -> pl.DataFrame:
         )
         for q, name in enumerate(found.names)
     ]
-    q, J = found.u.shape
-    return pl.concat(frames)[np.arange(J * q).reshape(q, J).T.ravel()]
+    return _by_group(frames)
+
+
+def _by_group(frames: list[pl.DataFrame]) -> pl.DataFrame:
+    """Frames of one row per group as one frame, a group's rows together."""
+    import polars as pl
+
+    return pl.concat(frames)[np.arange(len(frames) * frames[0].height).reshape(len(frames), -1).T.ravel()]
 
 
 def _key_frame(keys: pa.Table) -> pl.DataFrame:

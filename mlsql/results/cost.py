@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
-from typing import cast
+from itertools import combinations, permutations
 
 import numpy as np
 
-from mlsql._arrays import IntArray
 from mlsql.design.design import Design
 from mlsql.design.layout import moment_columns
 from mlsql.design.membership import MembershipTable
 from mlsql.likelihood.rest import DENSE_WORK
-from mlsql.moments.incidence import Incidence
 from mlsql.moments.moments import Moments
 from mlsql.moments.structure import DENSE, choose_chain
 from mlsql.results.memory import check_memory, size_text
@@ -197,9 +194,9 @@ def predict_cost(counts: Counts) -> Cost:
     3. Seconds of an evaluation.
     """
     # 1
-    widths = [f.width for f in counts.factors]
-    proxies = cast("Sequence[Incidence]", [_Counted(counts, t) for t in range(len(widths))])
-    chain, rest = choose_chain(proxies, widths)
+    widths, groups = [f.width for f in counts.factors], [f.groups for f in counts.factors]
+    nested = {(t, s) for t, s in permutations(range(len(groups)), 2) if groups[t] >= groups[s] and counts.nested(t, s)}
+    chain, rest = choose_chain(groups, widths, nested, {t for t, f in enumerate(counts.factors) if not f.ordinary})
     K = sum(counts.factors[t].groups * widths[t] for t in rest)
     sparse = K > DENSE
     # 2
@@ -283,18 +280,6 @@ def _by_cell(design: Design) -> int:
 def _joint_text(counts: Counts, cost: Cost) -> str:
     names = ", ".join(counts.factors[t].name for t in cost.joint)
     return f"{names} solved jointly in a {'sparse' if cost.sparse else 'dense'} matrix of {cost.width:,} columns"
-
-
-class _Counted:
-    """A factor of which only counts are known, as far as the choice of the chain asks."""
-
-    def __init__(self, counts: Counts, position: int) -> None:
-        self.counts, self.position = counts, position
-        self.n_groups, self.ordinary = counts.factors[position].groups, counts.factors[position].ordinary
-
-    def parent_in(self, other: _Counted) -> IntArray | None:
-        """Not None when nested."""
-        return np.empty(0, dtype=np.int64) if self.counts.nested(self.position, other.position) else None
 
 
 def _gram_work(counts: Counts, chain: Sequence[int], rest: Sequence[int], K: int) -> dict[int, int]:

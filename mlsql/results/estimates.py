@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import block_diag
 
 from mlsql._arrays import Array
 from mlsql.design.columns import Variable
@@ -117,12 +116,17 @@ class Estimates:
         return self.evaluation.sigma2
 
     @property
+    def Lambda(self) -> Array:
+        """(q, q) relative covariance matrix of the random coefficients, in the internal basis."""
+        return np.asarray(self.L @ self.L.T)
+
+    @property
     def T(self) -> Array:
         """(q, q) covariance matrix of the random coefficients."""
         root = self.statistics.u_transform @ self.L
         T: Array = self.sigma2 * root @ root.T
         # covariances between blocks are zero by definition, not by rounding
-        return T * block_diag(*[np.ones((b, b)) for b in self.statistics.blocks])
+        return T * self.covariance.mask
 
     @property
     def covariance(self) -> Covariance:

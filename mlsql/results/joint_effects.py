@@ -11,7 +11,7 @@ of the groups above and in the end from the matrix K of the rest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,9 +19,9 @@ from scipy.sparse import csr_array
 
 from mlsql._arrays import Array, IntArray
 from mlsql.likelihood import batched
-from mlsql.likelihood.absorb import Absorbed, from_parent, sparse_rows, spread, unstacked
+from mlsql.likelihood.absorb import Absorbed
 from mlsql.likelihood.dense_rest import ROWS_BYTES
-from mlsql.likelihood.descend import information_blocks
+from mlsql.likelihood.descend import descend_columns, information_blocks, rest_rows
 from mlsql.moments.levels import LevelStatistics
 from mlsql.results.estimates import Estimates
 
@@ -88,10 +88,9 @@ class JointEffects:
         places = self.statistics.columns[t]
         if t in self.sets:
             return np.full((len(places), len(places), self.n_groups(t)), np.nan)
-        L = self.estimates.L[np.ix_(places, places)]
-        Lambda = L @ L.T
-        G = information_blocks(self.statistics, self.absorbed)[t]
-        left = np.einsum("ab,bcj,cd->adj", Lambda, G, Lambda, optimize=True)
+        Lambda = self.estimates.Lambda[np.ix_(places, places)]
+        _, G = information_blocks(self.statistics, self.absorbed)
+        left = np.einsum("ab,bcj,cd->adj", Lambda, G[t], Lambda, optimize=True)
         return self._scaled(t, t, Lambda[:, :, None] - left)
 
     def covariance(self, t: int, j: IntArray, s: int, k: IntArray) -> Array:
@@ -193,9 +192,12 @@ def joint_effects(
     assert stats is not None
     assert isinstance(absorbed, Absorbed)
     known = sets or {}
+    Lambda = [estimates.Lambda[np.ix_(places, places)] for places in stats.columns]
+    # (Lambda^-1 + Z'Z)^-1 Z' = Lambda Z'V^-1, for singular Lambda too
+    scores = descend_columns(stats, absorbed, absorbed.columns)
     rows: tuple[Rows, ...] = ()
     if absorbed.rest is not None and not stats.structure.sparse:
-        rows = _rest_rows(stats, absorbed, known)
+        rows = _rest_rows(stats, absorbed, known, Lambda)
     return JointEffects(
         estimates=estimates,
         statistics=stats,
@@ -203,30 +205,14 @@ def joint_effects(
         beta_transform=stats.beta_transform if beta_transform is None else beta_transform,
         u_transform=stats.u_transform if u_transform is None else u_transform,
         sets=known,
-        solved=_solved(stats, absorbed),
+        solved=tuple(np.tensordot(own, D, axes=1) for own, D in zip(Lambda, scores, strict=True)),
         rest_rows=rows,
     )
 
 
-def _solved(stats: LevelStatistics, absorbed: Absorbed) -> tuple[Array, ...]:
-    """(Lambda^-1 + Z'Z)^-1 Z'[X y] (q, p + 1, J) of every factor, in the model's order."""
-    structure, found = stats.structure, {}
-    onto = np.zeros((0, stats.p + 1))
-    if absorbed.rest is not None:
-        onto = absorbed.rest.solve(absorbed.columns.rest)
-        found = dict(zip(structure.rest, unstacked(structure, onto), strict=True))
-    for i in range(len(structure.chain) - 1, -1, -1):
-        level, D = absorbed.levels[i], absorbed.columns.chain[i].copy()
-        for j, cross in enumerate(level.cross, start=i + 1):
-            D -= batched.product(cross, from_parent(found[structure.chain[j]], structure.links[i, j]))
-        if absorbed.rest is not None:
-            for a, values in enumerate(level.rest):
-                D[a] -= (sparse_rows(values, structure.patterns[i], structure.width) @ onto).T
-        found[structure.chain[i]] = batched.product(level.K, D)
-    return tuple(found[t] for t in range(len(stats.columns)))
-
-
-def _rest_rows(stats: LevelStatistics, absorbed: Absorbed, sets: Mapping[int, csr_array]) -> tuple[Rows, ...]:
+def _rest_rows(
+    stats: LevelStatistics, absorbed: Absorbed, sets: Mapping[int, csr_array], Lambda: Sequence[Array]
+) -> tuple[Rows, ...]:
     structure, found = stats.structure, {}
     for t, offset, (J, q) in zip(structure.rest, structure.offsets, structure.sizes, strict=True):
         weights = sets.get(t)
@@ -235,14 +221,6 @@ def _rest_rows(stats: LevelStatistics, absorbed: Absorbed, sets: Mapping[int, cs
         places = [(entries.row, offset + entries.col.astype(np.int64) * q + a) for a in range(q)]
         shape = (own.shape[0], structure.width)
         found[t] = tuple(csr_array((-entries.data, place), shape=shape) for place in places)
-    for i in range(len(structure.chain) - 1, -1, -1):
-        level, pattern = absorbed.levels[i], structure.patterns[i]
-        rows = [sparse_rows(v, pattern, structure.width) for v in spread(level.K, level.rest, pattern)]
-        for j, cross in enumerate(level.cross, start=i + 1):
-            through = batched.product(level.K, cross)
-            parent = structure.links[i, j].parent
-            for b, above in enumerate(found[structure.chain[j]]):
-                for a in range(len(rows)):
-                    rows[a] = csr_array(rows[a] - above[parent].multiply(through[a, b][:, None]).tocsr())
-        found[structure.chain[i]] = tuple(rows)
+    for t, below in zip(structure.chain, rest_rows(stats, absorbed), strict=True):
+        found[t] = tuple(csr_array(sum(x * row for x, row in zip(own, below, strict=True))) for own in Lambda[t])
     return tuple(found[t] for t in range(len(stats.columns)))

@@ -11,7 +11,7 @@ from scipy.special import chdtrc
 from mlsql._arrays import Array, BoolArray, IntArray
 from mlsql.likelihood import batched
 from mlsql.likelihood.absorb import Absorbed
-from mlsql.likelihood.descend import descend_columns, information_blocks
+from mlsql.likelihood.descend import information_blocks
 from mlsql.likelihood.threads import suited
 from mlsql.moments.incidence import Incidence
 from mlsql.moments.levels import LevelStatistics
@@ -50,7 +50,7 @@ class LevelEffects:
     n: IntArray
 
 
-def level_effects(estimates: Estimates, *, variances: bool = True) -> tuple[LevelEffects, ...]:
+def level_effects(estimates: Estimates) -> tuple[LevelEffects, ...]:
     """Effects of the groups of every factor, in the model's order.
 
     1. Z_t'V^-1[X y] and Z_t'V^-1Z_t of every group, V the whole covariance matrix.
@@ -61,33 +61,25 @@ def level_effects(estimates: Estimates, *, variances: bool = True) -> tuple[Leve
     ----------
     estimates : Estimates
         Of a model with several grouping factors.
-    variances : bool
-        False leaves conditional, posterior and reliability nan: they cost more than the effects.
     """
     stats, absorbed = _levels(estimates)
     p, s2 = stats.p, estimates.sigma2
     # 1
     with suited(stats):
-        down = descend_columns(stats, absorbed, absorbed.columns)
-        G = information_blocks(stats, absorbed) if variances else None
+        scores, information = information_blocks(stats, absorbed)
     contrast = np.append(-estimates.evaluation.beta, 1.0)
     root = cholesky(estimates.vcov, lower=True).T if p else np.zeros((0, 0))
     back = np.linalg.inv(stats.beta_transform)
     sampling = _sampling_variances(estimates)
     found = []
-    for t, (places, D) in enumerate(zip(stats.columns, down, strict=True)):
-        U, L = stats.u_transform[np.ix_(places, places)], estimates.L[np.ix_(places, places)]
-        Lambda = L @ L.T
+    for t, (places, D, G) in enumerate(zip(stats.columns, scores, information, strict=True)):
+        U, Lambda = stats.u_transform[np.ix_(places, places)], estimates.Lambda[np.ix_(places, places)]
         carry = U @ Lambda
         # 2
         u = carry @ np.tensordot(contrast, D, axes=(0, 1))
         shrunken = np.einsum("ab,bpj,pf->afj", carry, D[:, :p], back, optimize=True)
-        q, J = u.shape
-        conditional = np.full((q, q, J), np.nan)
-        if G is not None:
-            conditional = s2 * (U @ Lambda @ U.T)[:, :, None] - s2 * np.einsum(
-                "ab,bcj,dc->adj", carry, G[t], carry, optimize=True
-            )
+        explained = np.einsum("ab,bcj,dc->adj", carry, G, carry, optimize=True)
+        conditional = s2 * ((U @ Lambda @ U.T)[:, :, None] - explained)
         # 3
         spread = np.einsum("fp,qpj->fqj", root, shrunken, optimize=True)
         posterior = conditional + (batched.gram(spread) if p else 0.0)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 
-from mlsql._arrays import Array, IntArray
+from mlsql._arrays import IntArray
 from mlsql.moments.incidence import Incidence
 from mlsql.moments.moments import Moments
 
@@ -169,15 +169,11 @@ def _parallel(first: Incidence, second: Incidence) -> bool:
     if first.n_groups != second.n_groups or len(first.cell) != len(second.cell):
         return False
     cells = int(max(first.cell.max(), second.cell.max())) + 1
-    left, right = _entries(first, _weights(first), cells), _entries(second, _weights(second), cells)
+    left, right = _entries(first, first.weights, cells), _entries(second, second.weights, cells)
     products = coo_array(left.T @ right)
     sizes = [np.sqrt(np.asarray(m.multiply(m).sum(axis=0)).ravel()) for m in (left, right)]
     cosine = products.data / (sizes[0][products.row] * sizes[1][products.col])
     return int(np.count_nonzero(cosine > 1.0 - PARALLEL)) == first.n_groups
-
-
-def _weights(incidence: Incidence) -> Array:
-    return np.ones(len(incidence.cell)) if incidence.weight is None else incidence.weight
 
 
 def _entries(incidence: Incidence, values: NDArray[np.generic], cells: int) -> csr_array:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from mlsql.design.basis import Monomial
 from mlsql.pipeline.compare import compare
 from mlsql.report.fixed import fixed_effects_table
-from mlsql.report.tables import EFFECT_COLUMNS
+from mlsql.report.tables import EFFECT_COLUMNS, group_effects_tables
 from mlsql.surfaces.sql_fit import Call, analyse_cells, fit_cells
 
 if TYPE_CHECKING:
@@ -99,8 +99,7 @@ def _group_effects(answers: Answers) -> pl.DataFrame:
 
     fit = fit_cells(answers[0])[1]
     parts = []
-    for factor in fit.spec.factors:
-        frame = fit.group_effects(factor.name)
+    for factor, frame in zip(fit.spec.factors, group_effects_tables(fit.estimates), strict=True):
         names = [c for c in frame.columns if c not in EFFECT_COLUMNS]
         key = pl.Series("key", key_texts(frame.select(names).to_arrow()), dtype=pl.String)
         # with several factors there are no least-squares columns
