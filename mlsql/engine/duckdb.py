@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -17,13 +18,17 @@ from sqlglot import exp
 from mlsql.engine.source import Source
 from mlsql.errors import DataError, QueryError, QueryInterrupted, StoreError
 from mlsql.sql.plan import Step
-from mlsql.sql.syntax import render
+from mlsql.sql.syntax import name, render
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _UNUSABLE = ("ConnectionException", "TransactionException", "ResourceInUseException", "InterruptException")
 """Errors that speak of the connection, not of the statement; by name, since not all versions have all of them."""
+
+COPY_WAITS = not duckdb.__version__.startswith(("0.", "1."))
+"""Whether a COPY may wait for ever when its query fails: one in ten did with DuckDB 2.0.0, none with 1.4; making a
+table of the same query never does."""
 
 Progress = Callable[[str, float], None]
 """Receives a step's name and the share of it that is done, 0 to 1."""
@@ -118,12 +123,36 @@ class DuckDBEngine:
         self._write(Step("write", step.purpose, statement))
 
     def copy_to(self, step: Step, path: str, file_format: str) -> None:
-        """Write a step's answer to a file; a failure may leave it half written, but no other file beside it."""
+        """Write a step's answer to a file; a failure may leave it half written, but no other file beside it.
+
+        Where COPY_WAITS, the answer is a temporary table first.
+        """
+        if not COPY_WAITS:
+            self._copy(step, path, file_format)
+            return
+        with self._passing(step) as table:
+            self._copy(Step(step.name, step.purpose, exp.select("*").from_(table)), path, file_format)
+
+    def _copy(self, step: Step, path: str, file_format: str) -> None:
         target = exp.Literal.string(path)
         settings = {"FORMAT": file_format.upper(), "USE_TMP_FILE": "FALSE"}
         params = [exp.CopyParameter(this=exp.var(k), expression=exp.var(v)) for k, v in settings.items()]
         statement = exp.Copy(this=exp.Subquery(this=step.tree), kind=False, files=[target], params=params)
         self._write(Step("write", step.purpose, statement))
+
+    @contextmanager
+    def _passing(self, step: Step) -> Iterator[exp.Table]:
+        """A temporary table of a step's answer while it is needed."""
+        table = exp.Table(this=name(f"mlsql_rows_{secrets.token_hex(8)}"))
+        temporary = exp.Properties(expressions=[exp.TemporaryProperty()])
+        statement = exp.Create(this=table, kind="TABLE", expression=step.tree, properties=temporary)
+        self._write(Step(step.name, step.purpose, statement))
+        try:
+            yield table.copy()
+        finally:
+            # in a transaction of the user's that has failed nothing can be dropped, and nothing remains of it
+            with suppress(duckdb.Error):
+                self.run(render(exp.Drop(tables=[table.copy()], kind="TABLE")))
 
     def _write(self, step: Step) -> None:
         started = time.perf_counter()
